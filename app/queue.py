@@ -16,6 +16,7 @@ from redis import RedisError
 from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
 
+from app.broker import celery_options, reason_of
 from app.settings import get_settings
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,11 @@ RUN_IMPORT = "illume.run_import"  # (import id)
 DELIVER = "illume.deliver"  # (webhook id)
 CHECK_BASE = "illume.check_base"  # (check id)
 ERASE = "illume.erase"  # (erasure id)
+FILL_FROM_ENGINE = "illume.fill_from_engine"  # (project id)
+PROBE_ENGINE = "illume.probe_engine"  # (engine id)
+HAND_OVER = "illume.hand_over"  # (engine adapter id)
+FIT_CRITIC = "illume.fit_critic"  # (critic job id)
+SCORE_CANDIDATES = "illume.score_candidates"  # (project id)
 
 DEFAULT_QUEUE = "default"
 MODEL_QUEUE = "model"
@@ -40,6 +46,11 @@ TASK_QUEUES = {
     DELIVER: DEFAULT_QUEUE,
     CHECK_BASE: MODEL_QUEUE,
     ERASE: DEFAULT_QUEUE,
+    FILL_FROM_ENGINE: DEFAULT_QUEUE,  # these use the devices of others
+    PROBE_ENGINE: DEFAULT_QUEUE,
+    HAND_OVER: DEFAULT_QUEUE,
+    FIT_CRITIC: MODEL_QUEUE,
+    SCORE_CANDIDATES: MODEL_QUEUE,
 }
 
 BROKER_TIMEOUT = 0.1  # to connect, and again for the reply: together below the 0.3 s a request may lose
@@ -52,16 +63,11 @@ class Sender:
     """Sends messages to one broker, and pauses for a moment after a failure."""
 
     def __init__(self, url: str) -> None:
-        self.celery = Celery("illume", broker=url, set_as_current=False)
-        self.celery.conf.update(
-            broker_connection_timeout=BROKER_TIMEOUT,
-            broker_pool_limit=64,
-            broker_transport_options={
-                "socket_connect_timeout": BROKER_TIMEOUT,
-                "socket_timeout": BROKER_TIMEOUT,
-                "max_retries": 0,
-            },
-        )
+        options = celery_options(url, sentinel_seconds=BROKER_TIMEOUT)
+        transport = {"socket_connect_timeout": BROKER_TIMEOUT, "socket_timeout": BROKER_TIMEOUT, "max_retries": 0}
+        options["broker_transport_options"] = options.get("broker_transport_options", {}) | transport
+        self.celery = Celery("illume", set_as_current=False)
+        self.celery.conf.update(broker_connection_timeout=BROKER_TIMEOUT, broker_pool_limit=64, **options)
         self.paused_until = 0.0
 
     def send(self, name: str, ids: tuple[int, ...], *, until: float | None = None) -> bool:
@@ -75,7 +81,7 @@ class Sender:
             )
         except (KombuError, RedisError, OSError) as error:
             self.paused_until = time.monotonic() + RETRY_AFTER
-            log.warning("%s was not sent, the sweep will send it again: %s", name, error)
+            log.warning("%s was not sent, the sweep will send it again: %s", name, reason_of(error))
             return False
         return True
 

@@ -40,7 +40,7 @@ Result = list[list[tuple[str, int]]]
 
 def ours(vlm: Vlm, examples: Sequence[Example], settings: SamplingSettings) -> Result:
     sets = sample_rationales(vlm, examples, settings, seed=0)
-    return [[(rationale.text, rationale.n_tokens) for rationale in group] for group in sets]
+    return [[(rationale.text, rationale.n_tokens or 0) for rationale in group] for group in sets]
 
 
 @torch.inference_mode()

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from illume.evaluation.critics import guard_rows, rationale_rows
 from illume.records import Example, TrainingRow
-from illume.settings import TuningSettings
+from illume.settings import TuningSettings, machine_settings
 
 
 def read_rows(prompts: Path, n_prompts: int) -> list[TrainingRow]:
@@ -50,7 +50,7 @@ def load(base: str, rows: list[TrainingRow], settings: TuningSettings) -> tuple[
     from illume.tuning.batches import training_texts
     from illume.tuning.lora import begin_adapter
 
-    vlm = load_vlm(base, device=settings.device, dtype=settings.dtype)
+    vlm = load_vlm(base, **machine_settings(settings))
     begin_adapter(vlm, init="from_base", parent=None, settings=settings)
     return vlm, training_texts(vlm, rows, template=settings.template)
 

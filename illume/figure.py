@@ -13,10 +13,13 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 3.4, 3.6
 """Inches of one panel with its legend."""
 
-COLOURS = ("#0b62a4", "#c2410c", "#3f7d20", "#7a4fa3", "#6b7280")
+COLOURS = ("#0b62a4", "#c2410c", "#3f7d20", "#7a4fa3", "#6b7280", "#b45309", "#0f766e", "#be185d")
 """Told apart by people who see colours differently too; lines also differ in their dashes."""
 
-DASHES = ("-", (0, (3, 1.5)), (0, (1, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (0.5, 2)))
+DASHES = (
+    *("-", (0, (3, 1.5)), (0, (1, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (0.5, 2))),
+    *((0, (6, 2)), (0, (5, 1, 1, 1, 1, 1)), (0, (2, 2))),
+)
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # texts stay texts: they can be searched and read aloud
@@ -39,6 +42,7 @@ class Line:
     points: Sequence[tuple[float, float]]
     spans: Sequence[tuple[float, float]] = ()
     level: bool = False  # a level to compare with, drawn without marks
+    band: bool = False  # the intervals are drawn as a band along the line
     marks: bool = True  # a dot at each point, which many points would hide the line with
 
 
@@ -80,7 +84,10 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
             "markersize": 4,
         }
         axes.plot(xs, ys, label=line.name, **style)
-        for x, span in zip(xs, line.spans, strict=False):
+        if line.band:
+            lows, highs = zip(*line.spans, strict=True)
+            axes.fill_between(xs, lows, highs, color=colour, alpha=0.12, linewidth=0)
+        for x, span in zip(xs, () if line.band else line.spans, strict=False):
             axes.plot((x, x), span, color=colour, linewidth=1, marker="_", markersize=6)
     axes.set_title(panel.title, loc="left", fontsize=9, fontweight="bold")
     axes.set_xlabel(panel.x_name)
@@ -98,7 +105,11 @@ def figure(result: Mapping[str, Any]) -> str:
     rounds = sorted((name for name in versions if name.startswith("round ")), key=lambda name: int(name[6:]))
     panels = [
         _scores(versions, rounds, measure, title)
-        for measure, title in (("rouge_l", "ROUGE-L at T = 0.7"), ("truth", "Truthful share at T = 0.7"))
+        for measure, title in (
+            ("balanced_accuracy", "Balanced accuracy of ratings"),
+            ("rouge_l", "ROUGE-L at T = 0.7"),
+            ("truth", "Truthful share at T = 0.7"),
+        )
         if measure in versions["base"]
     ]
     seeds = list(result["seeds"].values())

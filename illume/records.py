@@ -48,16 +48,17 @@ class Rationale:
     """One sampled rationale of one example.
 
     `mean_logprob` is the mean natural-log probability per generated token (end token included) under the
-    unfiltered distribution at temperature 1. `seed` reproduces the text; `answer` is the answer in its prompt. Of a
-    structured answer `text` is the whole JSON object, `answer` is empty, and `invalid` says what is wrong with it.
+    unfiltered distribution at temperature 1. `seed` reproduces the text; `answer` is the answer in its prompt. A model
+    server may not say the one, keep the other or count tokens: they are None then. Of a structured answer `text` is the
+    whole JSON object, `answer` is empty, and `invalid` says what is wrong with it.
     """
 
     example_id: str
     text: str
     temperature: float
-    seed: int
-    mean_logprob: float
-    n_tokens: int
+    seed: int | None
+    mean_logprob: float | None
+    n_tokens: int | None
     answer: str
     answer_source: AnswerSource
     invalid: Reason | None = None
@@ -67,7 +68,8 @@ class Rationale:
 class Verdict:
     """The judgement of one critic on the candidates of one example; `picks` are indices into the candidates.
 
-    `rationale` is a text that the critic added or edited.
+    `rationale` is a text that the critic added or edited, `fields` are the values that the critic gave to the fields of
+    a structured answer.
     """
 
     example_id: str
@@ -75,32 +77,38 @@ class Verdict:
     kind: VerdictKind
     picks: tuple[int, ...] = ()
     rationale: str | None = None
+    fields: Mapping[str, str | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
     """One row of training data. Without a rationale it is a VQA-only example of the forgetting guard.
 
-    Of a structured answer `values` are the accepted ones without the rationale; without `values` the gold fields are
-    learnt. `masked` are names of fields that are not, such as those that nobody has judged.
+    Of a structured answer `values` are the accepted ones; a rationale among them is not read. Without `values` the gold
+    fields are learnt. `masked` are names of fields that are not, such as those that nobody has judged. `weight` is how
+    much the rationale counts beside others: less than 1 where nobody but a machine has accepted it.
     """
 
     example: Example
     rationale: str | None
     values: Mapping[str, str | None] | None = None
     masked: frozenset[str] = frozenset()
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
     """A rationale that critics turned down, and an accepted one of the same set that they preferred to it.
 
-    Without `accepted`, nothing of its candidate set fitted.
+    Without `accepted`, nothing of its candidate set fitted. Of a structured answer, `values` and `accepted_values` are
+    the other values of the two: a pair compares the fields in which they differ.
     """
 
     example: Example
     rationale: str
     accepted: str | None
+    values: Mapping[str, str | None] | None = None
+    accepted_values: Mapping[str, str | None] | None = None
 
 
 def stable_seed(*parts: object) -> int:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
-from illume.fields.definitions import AnswerFields
+from illume.fields.definitions import AnswerFields, read_answer_fields
 from illume.model.prompting import DEFAULT_TEMPLATE, check_template
+from illume.options import MACHINE, Attention, Quantization
 
 Init = Literal["continue", "from_base"]
-PrimaryMetric = Literal["rouge_l", "heldout"]
+PrimaryMetric = Literal["rouge_l", "heldout", "balanced_accuracy"]
 Objective = Literal["picks", "picks_and_rejections"]
+MachineCritic = Literal["helpfulness", "verifier"]
 
 KNOWN_FIELDS_ONLY = ConfigDict(extra="forbid")
 """How a dataclass is read from a file: an unknown field is an error."""
@@ -23,7 +25,13 @@ def _checked_template(text: str) -> str:
     return text
 
 
+def _read_fields(data: Any) -> Any:
+    return read_answer_fields(data, name="fields") if isinstance(data, list) else data
+
+
 Template = Annotated[str, AfterValidator(_checked_template)]
+Fields = Annotated[AnswerFields, BeforeValidator(_read_fields)]
+"""Also read from a list of objects, as a project defines its fields."""
 Positive = Field(gt=0)
 NotNegative = Field(ge=0)
 Share = Field(ge=0, lt=1)
@@ -127,10 +135,43 @@ class TuningSettings:
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
+    attn_implementation: Attention = "auto"
+    quantization: Quantization = "none"  # of the frozen base model
     threads: int = 0  # CPU threads; 0 leaves the choice to torch
     template: Template = DEFAULT_TEMPLATE
     objective: Objective = "picks"  # or also what critics turned down
     preferences: PreferenceSettings = field(default_factory=PreferenceSettings)
+    answer_fields: Fields | None = None  # structured answers, in place of an answer and a rationale
+    max_fields_tokens: Annotated[int, Positive] = 160  # of an evaluated answer; longer ones are invalid
     primary_metric: PrimaryMetric = "rouge_l"
     max_answer_drop: float = 0.02
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if the primary metric needs fields that are not there."""
+        if self.primary_metric == "balanced_accuracy" and (
+            self.answer_fields is None or self.answer_fields.with_role("rating") is None
+        ):
+            raise ValueError("primary_metric: balanced_accuracy needs answer_fields with a rating")
+
+
+def machine_settings(settings: TuningSettings) -> dict[str, Any]:
+    """How models are loaded, as `load_vlm` takes it."""
+    return {name: getattr(settings, name) for name in MACHINE}
+
+
+@dataclass(frozen=True, slots=True)
+class CriticSettings:
+    """How a machine critic is fitted and what it ranks by; `illume.critics` has the definitions."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = KNOWN_FIELDS_ONLY
+
+    kind: MachineCritic = "verifier"
+    ranks_blank: bool = True  # helpfulness: rank by the gain with blank pictures
+    precision: Annotated[float, Share] = 0.9  # that what a machine accepts has at least
+    least_verdicts: Annotated[int, Positive] = 40  # on candidates, in each part, before a machine may accept anything
+    tuning: TuningSettings = field(default_factory=lambda: TuningSettings(epochs=3))
+
+
+MACHINE_WEIGHT = 0.5
+"""How much a rationale counts that nobody but a machine has accepted, beside one that people picked."""

@@ -51,6 +51,10 @@ def fold(text: str, *, language: str | None = None) -> str:
     return unicodedata.normalize("NFKC", text.replace("\u0130", "i").casefold()).replace("i" + _DOT_ABOVE, "i")
 
 
+LANGUAGE_TAG = regex.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
+"""A language as BCP 47 names it, such as `de` or `pt-BR`."""
+
+
 def primary_language(tag: str | None) -> str | None:
     """The language of a BCP 47 tag, without script and region: `pt` for `pt-BR`."""
     return None if tag is None else tag.replace("_", "-").split("-", 1)[0].lower()

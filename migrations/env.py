@@ -28,9 +28,10 @@ def migrate() -> None:
     engine = create_engine(
         sqlalchemy_url(url),
         poolclass=pool.NullPool,
-        connect_args={"options": "-c lock_timeout=5000 -c timezone=UTC", "application_name": "illume migrations"},
+        connect_args={"application_name": "illume migrations"},
     )
     with engine.connect() as connection:
+        connection.execute(text("SET timezone = 'UTC'"))
         connection.execute(text("SET lock_timeout = '60s'"))
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ONE_AT_A_TIME})
         connection.execute(text("SET lock_timeout = '5s'"))

@@ -26,7 +26,7 @@
       file.files = event.dataTransfer.files;
       file.focus();
     } else {
-      window.illume.toast("Drop pictures, or one file of prompts.", "warn");
+      window.illume.toast(gettext("Drop pictures, or one file of prompts."), "warn");
     }
   });
 
@@ -51,7 +51,7 @@
     for (const one of form.querySelectorAll("[name=sha256], [name=name]")) one.remove();
     const left = new DataTransfer();
     for (const [place, photo] of chosen.entries()) {
-      status.textContent = `Reading photo ${place + 1} of ${chosen.length}…`;
+      status.textContent = gettext("Reading photo %(number)s of %(all)s…", { number: place + 1, all: chosen.length });
       const fields = place < chosen.length - 1 ? await storePhoto(photo).catch(() => []) : [];
       form.append(...fields);
       if (!fields.length) left.items.add(photo);

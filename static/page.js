@@ -96,7 +96,7 @@
       if (event.detail > 1 || !isSeen(element)) stop(event);
       else if ([...element.querySelectorAll('img:not([loading="lazy"])')].some((image) => !image.complete)) {
         stop(event);
-        toast("The image is still loading. Please wait until you can see it.", "warn");
+        toast(gettext("The image is still loading. Please wait until you can see it."), "warn");
       }
     },
     { capture: true },
@@ -113,11 +113,11 @@
   window.illume = { ...window.illume, toast, startLooking, isSeen };
 
   const themes = ["", "light", "dark"];
-  const themeNames = { "": "as the system", light: "light", dark: "dark" };
+  const themeNames = { "": gettext("Theme: as the system"), light: gettext("Theme: light"), dark: gettext("Theme: dark") };
   function showTheme() {
     const theme = root.dataset.theme ?? "";
     for (const button of document.querySelectorAll("[data-theme-button]")) {
-      const label = `Theme: ${themeNames[theme]}`;
+      const label = themeNames[theme];
       button.setAttribute("aria-label", label);
       button.title = label;
     }
@@ -140,9 +140,9 @@
     if (!text) return;
     try {
       await navigator.clipboard.writeText(text);
-      toast("Copied.", "good");
+      toast(gettext("Copied."), "good");
     } catch {
-      toast("Your browser blocked copying. Select the text and copy it yourself.", "warn");
+      toast(gettext("Your browser blocked copying. Select the text and copy it yourself."), "warn");
     }
   }
 
@@ -206,13 +206,13 @@
     if (status < 400 || ctx.hx?.retarget) return;
     event.preventDefault();
     if (!ctx.sourceElement?.matches("[data-live]")) {
-      toast(`Something went wrong (${status}). Nothing was changed. Please try again.`);
+      toast(gettext("Something went wrong (%(status)s). Nothing was changed. Please try again.", { status }));
     }
   });
   document.addEventListener("htmx:error", (event) => {
     const { ctx } = event.detail;
     if (!ctx || ctx.sourceElement?.matches("[data-live]")) return;
-    toast("The server could not be reached. Nothing was changed. Please try again.");
+    toast(gettext("The server could not be reached. Nothing was changed. Please try again."));
   });
   document.addEventListener("htmx:after:swap", (event) => {
     const target = event.detail.ctx?.target;

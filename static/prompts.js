@@ -14,7 +14,7 @@
     const selected = boxes().filter((box) => box.checked).length;
     const matching = one('[data-matches] input[name="all"]');
     const isAll = matching?.checked ?? false;
-    one("[data-selected]").textContent = !isAll && selected ? `${selected} selected` : "";
+    one("[data-selected]").textContent = !isAll && selected ? ngettext("%(num)s selected", "%(num)s selected", selected) : "";
     all.checked = selected === boxes().length;
     all.indeterminate = selected > 0 && !all.checked;
     // All that match can be asked for once all on the page are selected; they are counted then.

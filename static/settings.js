@@ -30,6 +30,19 @@
     field.addEventListener("change", () => mark(field));
   }
 
+  // Buttons that fill a field with an example.
+  for (const row of form.querySelectorAll("[data-presets]")) {
+    row.hidden = false;
+    row.addEventListener("click", (event) => {
+      const button = event.target.closest("[data-fills]");
+      if (!button) return;
+      const control = document.getElementById(button.dataset.fills);
+      control.value = button.dataset.text;
+      control.dispatchEvent(new Event("input", { bubbles: true }));
+      control.focus();
+    });
+  }
+
   // Each word must occur in the label, the help or the name of a setting. Folds are open while something is searched.
   const search = document.getElementById("settings-search");
   const found = holder.querySelector("[data-found]");
@@ -55,7 +68,7 @@
       else if (opened.has(fold)) fold.open = opened.get(fold);
     }
     if (!words.length) opened.clear();
-    found.textContent = words.length ? `${count} ${count === 1 ? "setting" : "settings"} found` : "";
+    found.textContent = words.length ? ngettext("%(num)s setting found", "%(num)s settings found", count) : "";
   }
   holder.hidden = false;
   search.addEventListener("input", show);

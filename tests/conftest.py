@@ -26,14 +26,36 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 numbers = itertools.count(1)
 SLOW_SECONDS = 3 * 3600  # for one test marked slow, instead of the timeout in pyproject.toml
+OF_TESTS = ("ILLUME_CHROMIUM", "ILLUME_TLS_POSTGRES")  # where programs are that only tests need
 MIGRATED = "illume_template"  # the database with all tables and no rows
+LONGEST = (
+    "worker/test_rounds.py",
+    "chaos/test_storm.py",
+    "worker/test_processes.py",
+    "illume/simulation/test_simulation.py",
+    "illume/tuning/test_tuning.py",
+    "app/cli/test_cli.py",
+    "app/test_compose.py",
+    "illume/tuning/test_resume.py",
+    "illume/model/test_check.py",
+)
+"""Files of tests that take a minute or more, the longest first, in `tests/`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give tests that are marked slow a timeout of their own."""
+    """Give tests that are marked slow a timeout of their own, and begin with the longest files.
+
+    Each of two processes runs a file at a time: a long file at the end would leave the other one without work.
+    """
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
+    tests = Path(__file__).parent
+    order = {tests / name: number for number, name in enumerate(LONGEST)}
+    # Browsers come last: Playwright keeps an event loop running in its process, beside which no test can run its own.
+    order |= {item.path: len(order) + 1 for item in items if item.path.is_relative_to(tests / "e2e")}
+    order[tests / "e2e" / "test_loop.py"] = len(LONGEST)  # the longest of them first
+    items.sort(key=lambda item: order.get(item.path, len(LONGEST) - 0.5))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,7 +64,7 @@ def data_dir() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="illume-tests-"))
     folder.chmod(0o711)  # ours; as root PostgreSQL runs as another account and has to pass
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("ILLUME_") and name != "ILLUME_CHROMIUM"]:
+        for name in [name for name in os.environ if name.startswith("ILLUME_") and name not in OF_TESTS]:
             patch.delenv(name)
         patch.setenv("ILLUME_DATA_DIR", str(folder))
         patch.setenv("ILLUME_SECRET_KEY", "a key for tests only, long enough to sign with")

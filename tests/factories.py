@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import random
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -24,13 +25,16 @@ from app.models import (
     CandidateSetState,
     CandidateSource,
     Image,
+    MachineAccept,
     Membership,
     ModelVersion,
     Pick,
+    PolicyVersion,
     Project,
     Prompt,
     PromptImage,
     PromptState,
+    Purpose,
     Role,
     Round,
     RoundState,
@@ -42,10 +46,14 @@ from app.models import (
     User,
     Verdict,
     VerdictKind,
+    VersionKind,
 )
-from app.services.kernel.actors import Actor
+from app.services.kernel.actors import SYSTEM, Actor
 from app.services.kernel.store import get_store
+from app.services.projects import policies
+from app.services.projects.policies import PolicyIn
 from app.services.projects.projects import ProjectSettings
+from app.services.rounds import versions
 
 Row = TypeVar("Row")
 numbers = itertools.count(1)
@@ -139,6 +147,38 @@ def make_version(
     )
 
 
+def make_machine_critic(
+    session: Session, project: Project, metrics: dict[str, Any] | None = None, *, base_model: str = "starter"
+) -> ModelVersion:
+    """The project's next version, a machine critic (by default a verifier)."""
+    return versions.register(
+        session,
+        project,
+        base_model=base_model,
+        parent_id=project.active_version_id,
+        round_id=None,
+        adapter="0" * 64,
+        metrics=metrics or {"critic": "verifier"},
+        kind=VersionKind.critic,
+    )
+
+
+def make_machine_accept(
+    session: Session, project: Project, candidate_set: CandidateSet, version_id: int | None, *, score: float = 1.0
+) -> MachineAccept:
+    """The first candidate of a set, accepted by a machine critic."""
+    return add(
+        session,
+        MachineAccept(
+            prompt_id=candidate_set.prompt_id,
+            project_id=project.id,
+            candidate_id=candidates_of(session, candidate_set)[0].id,
+            version_id=version_id,
+            score=score,
+        ),
+    )
+
+
 def image_bytes(*, size: tuple[int, int] = (12, 8), kind: str = "PNG") -> bytes:
     """An image file unlike all others made before."""
     number = next(numbers)
@@ -186,6 +226,8 @@ def make_prompt(
     external_id: str | None = None,
     priority: int = 0,
     parts: list[dict[str, Any]] | None = None,
+    policy: PolicyVersion | None = None,
+    fields: dict[str, str | None] | None = None,
 ) -> Prompt:
     """A prompt with one image of its own unless `images` says otherwise. `parts` name the images by sha256."""
     prompt = add(
@@ -201,11 +243,53 @@ def make_prompt(
             extra=extra or {},
             priority=priority,
             parts=parts,
+            policy_version_id=None if policy is None else policy.id,
+            fields=fields,
         ),
     )
     for position, image in enumerate(images if images is not None else [make_image(session)]):
         add(session, PromptImage(prompt_id=prompt.id, position=position, sha256=image.sha256))
     return prompt
+
+
+CATEGORIES = ("O1: Animals", "O2: Violence, Harm, or Cruelty")
+ANSWER_FIELDS: list[dict[str, Any]] = [
+    {"name": "rating", "kind": "choice", "role": "rating", "choices": ["Unsafe", "Safe"], "positive": ["Unsafe"]},
+    {"name": "category", "kind": "choice", "role": "category", "choices": "policy", "none": "NA"},
+    {"name": "rationale", "kind": "text", "role": "rationale"},
+]
+"""The fields of a project whose answers are structured; the template has to hold {policy}."""
+
+
+def policy_json(name: str = "House rules", **statuses: str) -> dict[str, Any]:
+    """A policy as REST takes it, with the categories `CATEGORIES`; `statuses` are those of O1 and O2."""
+    categories = [
+        {
+            "name": one,
+            "status": statuses.get(one[:2], "default"),
+            "texts": {status: f"{one} is {status}." for status in ("default", "allowed", "strict")},
+        }
+        for one in CATEGORIES
+    ]
+    return {"name": name, "preamble": "Assess the picture.", "categories": categories}
+
+
+def make_policy(session: Session, project: Project, name: str = "House rules", **statuses: str) -> PolicyVersion:
+    """The next version of a policy."""
+    given = PolicyIn.model_validate(policy_json(name, **statuses))
+    return policies.add_policy(session, SYSTEM, project, given)[0].version
+
+
+def answer(rationale: str, *, rating: str = "Unsafe", category: str = CATEGORIES[0]) -> str:
+    """A structured answer of a project with the fields `ANSWER_FIELDS`."""
+    return json.dumps({"rating": rating, "category": category, "rationale": rationale}, ensure_ascii=False)
+
+
+def structured_project(session: Session, **settings: Any) -> tuple[Project, PolicyVersion]:
+    """A project whose answers have the fields `ANSWER_FIELDS`, and its policy."""
+    template = "{policy} Q: {question} A: {answer}"
+    project = make_project(session, **{"answer_fields": ANSWER_FIELDS, "template": template, **settings})
+    return project, make_policy(session, project)
 
 
 def make_candidate_set(
@@ -219,8 +303,12 @@ def make_candidate_set(
     state: CandidateSetState = CandidateSetState.ready,
     slots: int = 1,
     priority: int = 0,
+    shown: int | None = None,
 ) -> CandidateSet:
-    """A candidate set by `version` (default: the active one), its prompt in the state that goes with it."""
+    """A candidate set by `version` (default: the active one), its prompt in the state that goes with it.
+
+    With `shown`, the candidates after the first so many are spare.
+    """
     prompt = prompt or make_prompt(session, project)
     version_id = version.id if version else project.active_version_id if source is CandidateSource.model else None
     candidate_set = add(
@@ -239,6 +327,7 @@ def make_candidate_set(
     )
     sampled = source is CandidateSource.model
     for position, text in enumerate(texts):
+        is_structured = text.startswith("{")
         row = Candidate(
             candidate_set_id=candidate_set.id,
             position=position,
@@ -247,6 +336,9 @@ def make_candidate_set(
             seed=1000 + position if sampled else None,
             mean_logprob=-0.5 - position / 10 if sampled else None,
             n_tokens=len(text.split()) if sampled else None,
+            fields=json.loads(text) if is_structured and text.endswith("}") else None,
+            invalid="cut off" if is_structured and not text.endswith("}") else None,
+            spare=shown is not None and position >= shown,
         )
         add(session, row)
     if state is CandidateSetState.ready and prompt.state == PromptState.waiting:
@@ -270,9 +362,10 @@ def make_assignment(
     state: AssignmentState = AssignmentState.open,
     minutes_left: float = 15,
     slot: int = 1,
+    purpose: Purpose = Purpose.work,
 ) -> Assignment:
     """A claim as it stands in the database; an open or judged one takes a slot of its set."""
-    shown = [candidate.id for candidate in candidates_of(session, candidate_set)]
+    shown = [candidate.id for candidate in candidates_of(session, candidate_set) if not candidate.spare]
     if state in (AssignmentState.open, AssignmentState.judged):
         candidate_set.taken += 1
     return add(
@@ -283,6 +376,7 @@ def make_assignment(
             critic_id=critic.user_id,
             slot=slot,
             state=state,
+            purpose=purpose,
             shown=shown,
             expires_at=datetime.now(UTC) + timedelta(minutes=minutes_left),
         ),

@@ -21,7 +21,9 @@ def serve() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(), port=port, log_level="error"))
+    # Without uvicorn's configuration of logging: it closes the handlers of the whole process, and one of absl (which
+    # rouge-score imports) then closes its stream, which may be the file that pytest captures into.
+    server = uvicorn.Server(uvicorn.Config(create_app(), port=port, log_config=None, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:

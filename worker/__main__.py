@@ -9,13 +9,17 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from celery.exceptions import SecurityWarning
 from sqlalchemy.exc import OperationalError
 
 from app import queue
+from app.processes.log_lines import keep_lines_whole
+from app.services.kernel.store import StoreMisnamed, check_store_url
 from app.settings import get_settings
-from illume.log_lines import keep_lines_whole
+from illume.tuning.accelerate_file import check_accelerate_file
+from illume.tuning.job import JobError
 from worker.celery_app import make_celery, stop_on_shutdown
 from worker.process import WorkerProcess, expire_dead_workers, lower_priority, make_process
 
@@ -51,7 +55,18 @@ def run_worker(queues: tuple[str, ...], log_level: str) -> int:
     # OpenMP reads this when torch is loaded. Threads that spin while waiting used 20 times the CPU time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     lower_priority(os.getpid())
-    process = make_process(queues, device=_device() if queue.MODEL_QUEUE in queues else "")
+    try:
+        check_store_url(get_settings().store)
+    except StoreMisnamed as error:
+        sys.stderr.write(f"{error}.\n")
+        return 2
+    device = ""
+    if queue.MODEL_QUEUE in queues:
+        if problem := _model_problem():
+            sys.stderr.write(problem + "\n")
+            return 2
+        device = _device()
+    process = make_process(queues, device=device)
     try:
         _wait_for_database(process)
     except OperationalError as error:
@@ -90,8 +105,25 @@ def log_warnings_only(*names: str) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def _model_problem() -> str:
+    """Which setting of models this machine cannot meet, and why; empty if it meets all."""
+    from illume.model.machine import count_cards, find_unavailable  # loads torch, which only a worker of models needs
+
+    here = get_settings()
+    if lacking := find_unavailable(**here.machine):
+        return f"ILLUME_{lacking[0].upper()}={here.machine[lacking[0]]}: {lacking[1]}."
+    if here.accelerate_config:
+        try:
+            check_accelerate_file(
+                Path(here.accelerate_config), quantization=here.quantization, cards=count_cards(here.device)
+            )
+        except JobError as error:
+            return f"ILLUME_ACCELERATE_CONFIG: {error}."
+    return ""
+
+
 def _device() -> str:
-    from worker.model_cache import device_name  # loads torch, which only a worker of models needs
+    from worker.model_cache import device_name  # loads torch too
 
     return device_name()
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 
 from app.db.sessions import session_scope
+from app.services.projects.base_models import resolve_base
 from app.services.rounds import base_checks
-from app.services.rounds.versions import resolve_base
 from app.settings import get_settings
 from illume.errors import VlmError
 from illume.model.check import check_in_child
+from illume.phrases import said_by
 from worker.child_process import environment
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def check_base(check_id: int) -> None:
         found = check_in_child(resolve_base(base_model), env=environment(), allow_pickle=allow_pickle)
         good, detail, pictures_first = True, found.text, found.pictures_first
     except VlmError as error:
-        good, detail, pictures_first = False, str(error), None
+        good, detail, pictures_first = False, said_by(error), None
     log.info("base model %s: %s", base_model, detail)
     with session_scope() as session:
         base_checks.finish(session, check_id, good=good, detail=detail, pictures_first=pictures_first)

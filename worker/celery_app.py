@@ -10,6 +10,7 @@ from celery.schedules import schedule
 from celery.signals import worker_shutting_down
 
 from app import queue
+from app.broker import celery_options
 from app.settings import get_settings
 from worker import tasks
 from worker.process import WorkerProcess
@@ -27,8 +28,9 @@ def make_celery(process: WorkerProcess | None = None) -> Celery:
     before the work, results are not stored, and a worker prefetches one message at a time.
     """
     settings = get_settings()
-    celery = Celery("illume", broker=settings.redis_url, set_as_current=False)
+    celery = Celery("illume", set_as_current=False)
     celery.conf.update(
+        celery_options(settings.redis_url) if settings.redis_url else {},  # a worker without one ends with a reason
         task_ignore_result=True,
         task_acks_late=False,
         task_default_queue=queue.DEFAULT_QUEUE,

@@ -14,9 +14,11 @@ from typing import Any
 from app.processes import supervise
 from app.processes.supervise import record_children
 from app.settings import get_settings
+from illume.options import MACHINE
+from illume.phrases import _, kept
 from illume.root import module_path
 from illume.tuning import launcher
-from illume.tuning.job import JobError, read_json
+from illume.tuning.job import JobError, read_json, write_json
 from worker.process import lower_priority
 
 CHILD_RECORD = "process.json"
@@ -26,9 +28,9 @@ STOP_SECONDS = 8.0
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the tuning process of the round in `folder` during the block. It ends with the worker."""
-    with launcher.running(folder, env=environment(), stop_seconds=STOP_SECONDS) as child:
+def running(folder: Path, *, module: str = "illume.tuning") -> Iterator[subprocess.Popen[bytes]]:
+    """Run the process of the job in `folder` during the block: of a round, or by `module`. It ends with the worker."""
+    with launcher.running(folder, env=environment(), stop_seconds=STOP_SECONDS, module=module) as child:
         lower_priority(child.pid)
         record_children(folder / CHILD_RECORD, [child])
         yield child
@@ -51,6 +53,27 @@ def end_leftover_process(folder: Path) -> None:
     supervise.end_leftovers(folder / CHILD_RECORD, stop_signal=signal.SIGTERM, patience=LEFTOVER_STOP_SECONDS)
 
 
+def goes_on(folder: Path) -> bool:
+    """Whether the job that an earlier run left in `folder` goes on, by this machine's present settings.
+
+    They may be the remedy for what ended it, so they are written into the job. Where the model is to be loaded in other
+    numbers or bits, the job has to begin anew: what is stored of it belongs to another model. A job that is done stays.
+    """
+    if (folder / "result.json").exists():
+        return True
+    job, here = read_json(folder / "job.json"), get_settings()
+    is_round = "tuning" not in job["settings"]
+    tuning = job["settings"] if is_round else job["settings"]["tuning"]
+    if any(tuning.get(name, MACHINE[name]) != here.machine[name] for name in ("dtype", "quantization")):
+        return False
+    now = tuning | here.machine
+    config = {"accelerate_config": here.accelerate_config or None} if is_round else {}
+    if now != tuning or any(job.get(name) != value for name, value in config.items()):
+        tuning |= now
+        write_json(folder / "job.json", job | config)
+    return True
+
+
 def epochs_done(folder: Path) -> int:
     """The number of epochs with a checkpoint."""
     return sum(1 for _ in (folder / "checkpoints").glob("epoch-*/losses.json"))
@@ -61,8 +84,8 @@ def read_error(folder: Path) -> str:
     try:
         error = read_json(folder / "error.json")
     except JobError:
-        return "The tuning process failed without saying why; its log is process.log in the round's folder."
-    return str(error.get("message") or "The tuning process failed.")
+        return _("The tuning process failed without saying why; its log is process.log in the round's folder.")
+    return kept(error.get("message"), error.get("phrase")) or _("The tuning process failed.")
 
 
 class EventTail:

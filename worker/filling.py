@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-
-from sqlalchemy.orm import Session
+from collections.abc import Callable
+from dataclasses import replace
 
 from app import queue
 from app.db.sessions import session_scope
 from app.errors import DomainError, NotFound
-from app.models import ModelVersion, Project
+from app.models import ModelVersion, Project, SamplingFailure
 from app.services.candidates import candidates, pools
-from app.services.candidates.candidates import NewCandidate, PromptData, SamplingClaim
-from app.services.kernel.store import get_store
+from app.services.candidates.batches import (
+    Batch,
+    claim_batch,
+    make_example,
+    none_sampled,
+    note_failure,
+    store_set,
+)
+from app.services.kernel.store import StoreAway
 from app.services.projects import pauses, trials
-from app.services.projects.projects import ProjectSettings, settings_of
+from app.services.projects.choice import LOCAL
+from app.services.projects.projects import settings_of
 from app.services.rounds import lease
 from app.settings import get_settings
 from illume.errors import UNEXPECTED_ERRORS, VlmError
+from illume.model.encodable import TOO_LONG, list_unreadable
 from illume.model.vlm import Vlm
-from illume.parts import join_texts
-from illume.records import Example, Rationale, stable_seed
+from illume.phrases import _, said_by
+from illume.records import Rationale
 from illume.sampling.generation import sample_rationales
-from illume.settings import SamplingSettings
 from worker.device import hold_device
 from worker.model_cache import ModelCache
 from worker.process import StepTimeoutError, WorkerProcess, step_deadline
@@ -45,20 +52,14 @@ Watch = Callable[[], None]
 """Called often; raises to abort."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """The claims that are sampled together, outside any transaction."""
-
-    claims: Sequence[SamplingClaim]
-    prompts: dict[int, PromptData]
-    settings: ProjectSettings
-
-
 def fill_pool(process: WorkerProcess, models: ModelCache, project_id: int) -> int:
     """Sample until the pool is full, a round waits, or the turn is over. Returns the number of sets stored."""
     with session_scope() as session:
         project = session.get(Project, project_id)
         if project is None or pools.count_missing_sets(session, project) == 0 or pauses.is_paused(session, project):
+            return 0
+        if settings_of(session, project).engine != LOCAL:  # that needs no device
+            queue.send(session, queue.FILL_FROM_ENGINE, project_id)
             return 0
     with hold_device(process, purpose="sampling") as held:
         return _fill_for_a_turn(process, models, project_id) if held else 0
@@ -87,8 +88,10 @@ def fill_for_round(
     """
     with session_scope() as session:
         project = session.get_one(Project, project_id)
-        target = settings_of(session, project).pool_for_round
-        made: int | None = None if pauses.is_paused(session, project) else 0
+        settings = settings_of(session, project)
+        target = settings.pool_for_round
+        # A model server goes on sampling while the round runs.
+        made: int | None = None if settings.engine != LOCAL or pauses.is_paused(session, project) else 0
     while made is not None:
         with session_scope() as session:
             missing = pools.count_missing_sets(session, session.get_one(Project, project_id), target=target)
@@ -123,8 +126,10 @@ def _fill_or_pause(
         trials.begin(session, project_id, version_id, worker=process.name)
     try:
         made = _fill_once(process, models, project_id, target=target, limit=limit, watch=watch)
+    except StoreAway:
+        raise  # no fault of the model
     except (DomainError, StepTimeoutError, *UNEXPECTED_ERRORS) as error:
-        reason = str(error) or type(error).__name__
+        reason = said_by(error)
         log.warning("sampling of project %s is paused: %s", project_id, reason)
         models.drop()
         with session_scope() as session:
@@ -135,7 +140,7 @@ def _fill_or_pause(
             trials.end(session, worker=process.name)
     if made:
         with session_scope() as session:
-            trials.succeed(session, project_id)
+            trials.succeed(session, project_id, version_id)
     return made
 
 
@@ -163,15 +168,25 @@ def _fill_once(
     with session_scope() as session:
         project = session.get_one(Project, project_id)
         version = session.get_one(ModelVersion, project.active_version_id)
-    process.heartbeat.doing = f"loading version {version.number} of {project.slug}"
+    process.heartbeat.doing = _("loading version %(number)s of %(slug)s", number=version.number, slug=project.slug)
     seconds = get_settings().step_seconds
     try:
         with step_deadline(seconds, what=f"version {version.number} of {project.slug}") as begin_step:
             vlm = models.get(version.base_model, version.adapter)
-            batch = _claim(process, project_id, version, target=target, limit=limit)
+            with session_scope() as session:
+                batch = claim_batch(
+                    session,
+                    session.get_one(Project, project_id),
+                    version.id,
+                    worker=process.name,
+                    target=target,
+                    limit=limit,
+                )
             if batch is None:
                 return None
-            process.heartbeat.doing = f"writing explanations for {project.slug}, {len(batch.claims)} at a time"
+            process.heartbeat.doing = _(
+                "writing explanations for %(slug)s, %(n)s at a time", slug=project.slug, n=len(batch.claims)
+            )
 
             def advance() -> None:
                 begin_step()
@@ -181,20 +196,6 @@ def _fill_once(
             return _sample_and_store(process, vlm, batch, watch=advance)
     finally:
         process.heartbeat.doing = ""
-
-
-def _claim(
-    process: WorkerProcess, project_id: int, version: ModelVersion, *, target: int | None, limit: int
-) -> Batch | None:
-    """Claim the next sets to sample with `version`. None if there are none, or another version is active by now."""
-    with session_scope() as session:
-        project = session.get_one(Project, project_id)
-        if project.active_version_id != version.id:
-            return None
-        wanted = min(limit, pools.count_missing_sets(session, project, target=target))
-        claims = candidates.claim_sampling_batch(session, project, worker=process.name, limit=wanted)
-        prompts = candidates.load_prompts_data(session, [claim.prompt_id for claim in claims])
-        return Batch(claims, prompts, settings_of(session, project)) if claims else None
 
 
 def _sample_and_store(process: WorkerProcess, vlm: Vlm, batch: Batch, *, watch: Watch) -> int:
@@ -212,72 +213,50 @@ def _sample_and_store(process: WorkerProcess, vlm: Vlm, batch: Batch, *, watch: 
 
 
 def _try_batch(vlm: Vlm, batch: Batch, *, watch: Watch) -> int:
+    batch = _without_long_policies(vlm, batch, watch=watch)
+    if not batch.claims:
+        return 0
     try:
         sets = _sample(vlm, batch, watch=watch)
+    except StoreAway:
+        raise
     except (DomainError, *UNEXPECTED_ERRORS) as error:
         # One broken image must not fail the whole batch: each set is retried alone.
         if len(batch.claims) > 1:
-            singles = [Batch([claim], batch.prompts, batch.settings) for claim in batch.claims]
+            singles = [replace(batch, claims=[claim]) for claim in batch.claims]
             stored = sum(_try_batch(vlm, single, watch=watch) for single in singles)
             if not stored:
-                raise VlmError(f"none of {len(singles)} prompts could be sampled: {error}") from error
+                raise VlmError(none_sampled(len(singles), error)) from error
             return stored
-        _note_failure(batch.claims[0], error)
+        note_failure(batch.claims[0], error)
         return 0
     with session_scope() as session:
-        kept = [_store(session, claim, made) for claim, made in zip(batch.claims, sets, strict=True)]
+        kept = [store_set(session, batch, claim, made) for claim, made in zip(batch.claims, sets, strict=True)]
     log.info("stored %s candidate sets", sum(kept))
     return sum(kept)
 
 
-def _note_failure(claim: SamplingClaim, error: Exception) -> None:
-    log.warning("no candidates for prompt %s: %s", claim.prompt_id, error)
-    with session_scope() as session:
-        candidates.fail_sampling(session, claim.set_id, claim.fence, error=str(error) or type(error).__name__)
+def _without_long_policies(vlm: Vlm, batch: Batch, *, watch: Watch) -> Batch:
+    """The batch without prompts that do not fit the model with their policies. They are never cut: they wait."""
+    under_policies = {one.prompt_id: one for one in batch.claims if batch.prompts[one.prompt_id].policy is not None}
+    examples = []
+    for prompt_id in under_policies:
+        with contextlib.suppress(NotFound):  # of an image: sampling says so
+            examples.append(make_example(batch.prompts[prompt_id]))
+    template, structured = batch.settings.template, bool(batch.settings.answer_fields)
+    unreadable = list_unreadable(vlm, examples, template=template, explained=not structured, check=watch)
+    reasons = {int(example.id): reason for example, reason in unreadable}
+    for prompt_id, reason in reasons.items():
+        failure = SamplingFailure.too_long if TOO_LONG in reason else SamplingFailure.other
+        note_failure(under_policies[prompt_id], reason, failure)
+    return replace(batch, claims=[one for one in batch.claims if one.prompt_id not in reasons])
 
 
 def _sample(vlm: Vlm, batch: Batch, *, watch: Watch) -> list[list[Rationale]]:
-    settings = batch.settings
     return sample_rationales(
         vlm,
-        # Seeds derive from the set's id, so that a prompt sampled again with the same version gets new candidates.
-        [replace(make_example(batch.prompts[claim.prompt_id]), id=f"set {claim.set_id}") for claim in batch.claims],
-        SamplingSettings(
-            temperatures=tuple((float(temperature), count) for temperature, count in settings.temperatures),
-            top_k_share=settings.top_k_share,
-            top_p=settings.top_p,
-            max_new_tokens=settings.max_new_tokens,
-            redraws=settings.redraws,
-            template=settings.template,
-        ),
-        seed=stable_seed("candidates", batch.claims[0].version_id),
+        [batch.example_of(claim) for claim in batch.claims],
+        batch.sampling,
+        seed=batch.seed,
         progress=lambda _done, _total: watch(),
-    )
-
-
-def make_example(prompt: PromptData) -> Example:
-    """Convert a prompt to an example with local image files. Raises NotFound if an image is missing."""
-    cache = get_settings().data_dir / "cache" / "images"
-    if not prompt.images:
-        raise NotFound("The prompt has no image.")
-    return Example(
-        id=str(prompt.id),
-        images=tuple(str(get_store().local_path(sha256, cache)) for sha256 in prompt.images),
-        question=join_texts(prompt.parts) if prompt.parts else prompt.question,
-        answer=prompt.answer,
-        references=prompt.references,
-        split=prompt.split.value,
-        metadata=prompt.metadata,
-        parts=prompt.parts,
-    )
-
-
-def _store(session: Session, claim: SamplingClaim, made: list[Rationale]) -> bool:
-    return candidates.store_candidates(
-        session,
-        claim.set_id,
-        claim.fence,
-        answer=made[0].answer if made else None,
-        answer_source=made[0].answer_source if made else None,
-        rationales=[NewCandidate(one.text, one.temperature, one.seed, one.mean_logprob, one.n_tokens) for one in made],
     )

@@ -12,6 +12,8 @@ from sqlalchemy.orm import Session
 from app.db.engine import make_engine
 from app.services.candidates import candidates
 from app.services.kernel import workers
+from app.services.machine_critics import jobs
+from app.services.machine_critics.jobs import CriticClaim
 from app.services.rounds import lease
 from app.services.rounds.lease import RoundClaim
 from app.settings import get_settings
@@ -35,6 +37,8 @@ class Heartbeat:
         self._interval = min(3.0, settings.lease_seconds / 6)
         self._engine = make_engine(settings.database_url, pool_size=1)
         self._rounds: frozenset[RoundClaim] = frozenset()
+        self._critics: frozenset[CriticClaim] = frozenset()
+        self._samplers: frozenset[str] = frozenset()
         self._ended = threading.Event()
         self._memory = psutil.Process()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -63,6 +67,22 @@ class Heartbeat:
         """Stop renewing the round's lease."""
         self._rounds -= {claim}
 
+    def hold_critic(self, claim: CriticClaim) -> None:
+        """Renew the lease of a job that fits a machine critic from now on."""
+        self._critics |= {claim}
+
+    def drop_critic(self, claim: CriticClaim) -> None:
+        """Stop renewing the job's lease."""
+        self._critics -= {claim}
+
+    def hold_sampler(self, name: str) -> None:
+        """Renew the leases of the sets that are sampled under a name, in the background, from now on."""
+        self._samplers |= {name}
+
+    def drop_sampler(self, name: str) -> None:
+        """Stop renewing them."""
+        self._samplers -= {name}
+
     def _run(self) -> None:
         while True:
             self.beat()
@@ -83,9 +103,13 @@ class Heartbeat:
                 )
                 if self.sampling:
                     candidates.beat_sampling(session, self.worker)
+                for name in self._samplers:
+                    candidates.beat_sampling(session, name)
                 if self.holds_device:
                     workers.beat_devices(session, self.worker)
                 for claim in self._rounds:
                     lease.beat(session, claim)
+                for fitting in self._critics:
+                    jobs.beat(session, fitting)
         except SQLAlchemyError as error:
             log.warning("no heartbeat: %s", error)

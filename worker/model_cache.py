@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from app.services.kernel.store import get_store
-from app.services.rounds.versions import STARTER, resolve_base
+from app.services.projects.base_models import STARTER, resolve_base
 from app.settings import get_settings
 from illume.model.check import check_in_child
 from illume.model.vlm import Vlm, load_vlm, set_adapter
@@ -52,11 +52,11 @@ class ModelCache:
         self.check(base_model)
         if self._vlm is None or self._base != base:
             self.drop()
-            threads = get_settings().torch_threads
-            if threads:
-                torch.set_num_threads(threads)
-            allow_pickle = get_settings().allow_pickle_weights
-            vlm = load_vlm(base, device=device_name(), allow_pickle=allow_pickle)
+            here = get_settings()
+            if here.torch_threads:
+                torch.set_num_threads(here.torch_threads)
+            machine = here.machine | {"device": device_name()}
+            vlm = load_vlm(base, **machine, allow_pickle=here.allow_pickle_weights)
             self._vlm, self._base, self._adapter = vlm, base, None
         if self._adapter != adapter:
             set_adapter(self._vlm, None if adapter is None else adapter_folder(adapter))

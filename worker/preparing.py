@@ -9,9 +9,11 @@ from sqlalchemy.exc import IntegrityError
 from app.db.sessions import session_scope
 from app.errors import DomainError
 from app.services.kernel.leases import LeaseLostError
+from app.services.kernel.store import StoreAway
 from app.services.rounds import lease, preparing
 from app.services.rounds.lease import RoundClaim
-from worker.process import DATABASE_AWAY, Stopping, WorkerProcess
+from illume.phrases import _, said_by
+from worker.process import AWAY, DATABASE_AWAY, Stopping, WorkerProcess, describe_away
 from worker.watch import Cancelled, Watch
 
 log = logging.getLogger(__name__)
@@ -27,8 +29,8 @@ def prepare_rounds(process: WorkerProcess) -> None:
                 _prepare(process, claim)
             finally:
                 process.heartbeat.drop_round(claim)
-    except DATABASE_AWAY as error:
-        log.warning("no database, the sweep sends it again: %s", str(error).splitlines()[0])
+    except AWAY as error:
+        log.warning("%s", describe_away(error))
 
 
 def _claim(process: WorkerProcess) -> RoundClaim | None:
@@ -53,14 +55,18 @@ def _prepare(process: WorkerProcess, claim: RoundClaim) -> None:
         # A row refers to something that was removed after it was read.
         log.warning("round %s is prepared anew: %s", claim.round_id, error.orig)
         with session_scope() as session:
-            lease.release(session, claim, error="what it names was removed", counts=True)
+            lease.release(session, claim, error=_("what it names was removed"), counts=True)
     except DATABASE_AWAY as error:
         # The database was too slow or was restarted. Release the lease instead of waiting until it lapses.
         log.warning("round %s is prepared anew: %s", claim.round_id, str(error).splitlines()[0])
         with session_scope() as session:
-            lease.release(session, claim, error="the database was away or too busy", counts=True)
+            lease.release(session, claim, error=_("the database was away or too busy"), counts=True)
+        raise
+    except StoreAway as error:
+        with session_scope() as session:
+            lease.release(session, claim, error=error.detail, at_once=False)
         raise
     except (DomainError, ValueError, RuntimeError, OSError) as error:
         log.warning("round %s failed: %s", claim.round_id, error)
         with session_scope() as session:
-            lease.fail(session, claim, str(error) or type(error).__name__)
+            lease.fail(session, claim, said_by(error))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import logging
 import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +18,18 @@ import psutil
 from sqlalchemy.exc import InternalError, OperationalError
 
 from app.services.kernel import workers
+from app.services.kernel.store import StoreAway
 from app.services.projects import trials
 from app.settings import get_settings
+from illume.phrases import _
 from worker.heartbeat import Heartbeat
+
+log = logging.getLogger(__name__)
 
 DATABASE_AWAY = (OperationalError, InternalError)
 """Errors of a database that is unreachable, starting, or too slow for the time limits."""
+AWAY = (*DATABASE_AWAY, StoreAway)
+"""Errors of a database or a store that is away: no fault of the work, which goes on later."""
 
 NICENESS = 10
 """People who judge come before sampling, tuning and imports."""
@@ -53,7 +61,9 @@ def step_deadline(seconds: float, *, what: str, hang: float = HANG_SECONDS) -> I
         return
 
     def end_step(_number: int, _frame: object) -> None:
-        raise StepTimeoutError(f"{what} made no progress for {seconds:.0f} s and was ended")
+        raise StepTimeoutError(
+            _("%(what)s made no progress for %(seconds)s s and was ended", what=what, seconds=f"{seconds:.0f}")
+        )
 
     def begin_step() -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds, 10.0)
@@ -78,28 +88,50 @@ class WorkerProcess:
     device: str
     heartbeat: Heartbeat
     stop: threading.Event = field(default_factory=threading.Event)
-    _background: threading.Thread | None = None
+    _background: dict[str, threading.Thread] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise `Stopping` if this process was told to stop."""
         if self.stop.is_set():
             raise Stopping
 
-    def run_in_background(self, work: Callable[[], None]) -> None:
-        """Run `work` in a background thread, unless earlier work is still running there."""
-        if self._background is None or not self._background.is_alive():
-            self._background = threading.Thread(target=work, name="background", daemon=True)
-            self._background.start()
+    def run_in_background(self, work: Callable[[], None], *, lane: str) -> None:
+        """Run `work` in a background thread, unless earlier work is still running in that lane."""
+        self._background = {name: thread for name, thread in self._background.items() if thread.is_alive()}
+        if lane not in self._background:
+            self._background[lane] = threading.Thread(target=work, name=lane, daemon=True)
+            self._background[lane].start()
 
     def join_background(self, seconds: float) -> None:
         """Wait up to `seconds` for the background work to end, which it does once `stop` is set."""
-        if self._background is not None:
-            self._background.join(seconds)
+        until = time.monotonic() + seconds
+        for thread in self._background.values():
+            thread.join(max(0.0, until - time.monotonic()))
 
     @property
     def device_key(self) -> str:
         """The device's name among all machines."""
         return f"{socket.gethostname()}/{self.device}"
+
+
+def describe_away(error: Exception) -> str:
+    """What is away, and how the work that needs it goes on, in a line."""
+    what, reason = ("store", error.reason) if isinstance(error, StoreAway) else ("database", str(error))
+    return f"no {what}, the sweep sends it again: {reason.splitlines()[0]}"
+
+
+def logged(work: Callable[[], object]) -> Callable[[], None]:
+    """Work for the background that may be broken off: the sweep sends it again."""
+
+    def run() -> None:
+        try:
+            work()
+        except Stopping:
+            log.info("broken off, to be taken up elsewhere")
+        except AWAY as error:
+            log.warning("%s", describe_away(error))
+
+    return run
 
 
 def make_process(queues: tuple[str, ...], *, device: str = "") -> WorkerProcess:

@@ -12,13 +12,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 from sqlalchemy.orm import Session
 
 from app.db.sessions import database_now, session_scope
 from app.errors import NotFound
 from app.models import ModelVersion, Round, RoundState, Snapshot, SnapshotItemRole
+from app.services.candidates.batches import make_example
 from app.services.kernel.store import get_store
+from app.services.projects.base_models import resolve_base
 from app.services.rounds import snapshots, versions
 from app.services.rounds.lease import RoundClaim, RoundResult
 from app.services.rounds.row_files import row_json
@@ -26,11 +29,14 @@ from app.services.rounds.snapshots import RoundPlan
 from app.services.rounds.training_set import SnapshotRow
 from app.settings import get_settings
 from illume.evaluation.activation import FEWEST_PROMPTS, heldout_by_prompt
-from illume.evaluation.metrics import METRICS_VERSION, paired_bootstrap
+from illume.evaluation.field_metrics import compare_counts
+from illume.evaluation.metrics import METRICS_VERSION, Interval, paired_bootstrap
+from illume.fields.definitions import read_answer_fields
+from illume.phrases import kept, said_by, stored_of
 from illume.records import Example, Rejection, TrainingRow
 from illume.settings import EvaluationSettings, PreferenceSettings, TuningSettings
 from illume.tuning.job import TuningJob, read_json, write_job, write_json
-from worker.filling import make_example
+from worker import child_process
 from worker.model_cache import adapter_folder
 
 MAX_MICRO_BATCH = 32
@@ -38,7 +44,7 @@ IDENTITY = "round.json"
 MISSING = "missing.json"
 """The prompts whose images the store does not have, in the format of `left_out.json`."""
 KEEP_ENDED = timedelta(days=7)
-TRAINED = (SnapshotItemRole.rationale, SnapshotItemRole.guard)
+TRAINED = (SnapshotItemRole.rationale, SnapshotItemRole.machine, SnapshotItemRole.guard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,26 +82,31 @@ def _identity_of(found: Round, snapshot: str) -> dict[str, Any]:
 
 
 def prepare(inputs: RoundInputs, folder: Path) -> bool:
-    """Write the round's folder, unless an earlier run of the round left it there. Returns whether it is new."""
-    if (folder / "job.json").exists() and _identity(folder) == inputs.identity:
+    """Write the round's folder, unless an earlier run left one that goes on. Returns whether it is new."""
+    if (folder / "job.json").exists() and _identity(folder) == inputs.identity and child_process.goes_on(folder):
         return False
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     write_json(folder / IDENTITY, inputs.identity)
     rows = snapshots.read(inputs.snapshot)
-    usable, missing = _find_images(rows)
+    usable, missing = _find_images(rows, language=language_of(inputs.plan))
     write_json(folder / MISSING, missing)
     write_job(
         folder,
         make_job(inputs, rows),
-        train=[TrainingRow(example, row.rationale) for role in TRAINED for example, row in usable[role]],
+        train=[_training_row(example, row) for role in TRAINED for example, row in usable[role]],
         val=[example for example, _ in usable[SnapshotItemRole.val]],
-        heldout=[TrainingRow(example, row.rationale) for example, row in usable[SnapshotItemRole.heldout]],
+        heldout=[_training_row(example, row) for example, row in usable[SnapshotItemRole.heldout]],
         rejections=[
-            Rejection(example, str(row.rationale), row.accepted) for example, row in usable[SnapshotItemRole.rejection]
+            Rejection(example, str(row.rationale), row.accepted, row.values, row.accepted_values)
+            for example, row in usable[SnapshotItemRole.rejection]
         ],
     )
     return True
+
+
+def _training_row(example: Example, row: SnapshotRow) -> TrainingRow:
+    return TrainingRow(example, row.rationale, row.values, row.masked, row.weight)
 
 
 def _identity(folder: Path) -> Any:
@@ -104,16 +115,18 @@ def _identity(folder: Path) -> Any:
 
 
 def _find_images(
-    rows: Sequence[SnapshotRow],
+    rows: Sequence[SnapshotRow], *, language: str
 ) -> tuple[dict[SnapshotItemRole, list[tuple[Example, SnapshotRow]]], list[dict[str, Any]]]:
     """The rows by role, as examples with local image files, and the prompts left out because an image is missing."""
     usable: dict[SnapshotItemRole, list[tuple[Example, SnapshotRow]]] = {role: [] for role in SnapshotItemRole}
     missing: dict[tuple[SnapshotItemRole, int], dict[str, Any]] = {}
     for row in rows:
         try:
-            example = dataclasses.replace(make_example(row.prompt), answer=row.answer)
+            example = dataclasses.replace(make_example(row.prompt, language=language), answer=row.answer)
         except NotFound as error:
-            entry = {"prompt": str(row.prompt.id), "role": row.role.value, "rows": 0, "reason": str(error)}
+            reason = said_by(error)
+            entry: dict[str, Any] = {"prompt": str(row.prompt.id), "role": row.role.value, "rows": 0}
+            entry |= {"reason": reason, "phrase": stored_of(reason)}
             missing.setdefault((row.role, row.prompt.id), entry)["rows"] += 1
         else:
             usable[row.role].append((example, row))
@@ -131,13 +144,16 @@ def make_job(inputs: RoundInputs, rows: Sequence[SnapshotRow]) -> TuningJob:
         lora_r=chosen["lora_rank"],
         lora_alpha=chosen["lora_alpha"],
         guard_per_rationale=chosen["guard_per_rationale"],
+        gradient_checkpointing=chosen.get("gradient_checkpointing", False),
         seed=plan.seed,
-        device=here.device,
+        **here.machine,
         threads=here.torch_threads,
         template=chosen["template"],
         objective=chosen.get("objective", "picks"),
         preferences=make_preferences(chosen),
-        primary_metric="heldout" if plan.metric == "heldout" else "rouge_l",
+        answer_fields=read_answer_fields(found) if (found := chosen.get("answer_fields")) else None,
+        max_fields_tokens=chosen["max_new_tokens"],
+        primary_metric=plan.metric,
         max_answer_drop=chosen["max_answer_drop"] / 100,
         # Evaluation does not use the snapshot's seed, so that a version's scores can be reused when it is a parent.
         evaluation=EvaluationSettings(top_k_share=chosen["top_k_share"], max_new_tokens=chosen["max_new_tokens"]),
@@ -147,10 +163,11 @@ def make_job(inputs: RoundInputs, rows: Sequence[SnapshotRow]) -> TuningJob:
             session, inputs.parent.id, prompts_hash=prompts_hash(rows), settings_hash=settings_hash(plan, settings)
         )
     return TuningJob(
-        base=versions.resolve_base(plan.base_model),
+        base=resolve_base(plan.base_model),
         parent=None if inputs.parent.adapter is None else adapter_folder(inputs.parent.adapter),
         init=chosen["init"],
         parent_scores=known,
+        accelerate_config=here.accelerate_config or None,
         allow_pickle=here.allow_pickle_weights,
         meteor=here.meteor,
         settings=settings,
@@ -171,6 +188,11 @@ def prompts_hash(rows: Sequence[SnapshotRow]) -> str:
     return hashlib.sha256(b"\n".join(lines)).hexdigest()
 
 
+def language_of(plan: RoundPlan) -> str:
+    """The language of the project's texts; empty if it is not known. Earlier snapshots do not say it."""
+    return str(plan.settings.get("language", ""))
+
+
 def settings_hash(plan: RoundPlan, settings: TuningSettings) -> str:
     """A hash of the settings on which scores depend."""
     parts = {
@@ -178,8 +200,21 @@ def settings_hash(plan: RoundPlan, settings: TuningSettings) -> str:
         "template": settings.template,
         "evaluation": dataclasses.asdict(settings.evaluation),
         "metrics": METRICS_VERSION,
+        **_structured(settings),
     }
+    if settings.quantization != "none":  # the same version explains otherwise
+        parts["quantization"] = settings.quantization
+    if language := language_of(plan):  # by which answers are compared
+        parts["language"] = language
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _structured(settings: TuningSettings) -> dict[str, Any]:
+    """What else scores of structured answers depend on."""
+    fields = settings.answer_fields
+    return (
+        {} if fields is None else {"answer_fields": fields.to_json(), "max_fields_tokens": settings.max_fields_tokens}
+    )
 
 
 def read_result(inputs: RoundInputs, folder: Path, *, seconds: float | None) -> RoundResult:
@@ -190,19 +225,20 @@ def read_result(inputs: RoundInputs, folder: Path, *, seconds: float | None) -> 
     result = read_json(folder / "result.json")
     job = TuningJob.from_json(read_json(folder / "job.json"))
     new, parent = result["evaluation"]["new"], result["evaluation"]["parent"]
-    kept: tuple[str, ...] = ("best_epoch", "n_rationale", "n_vqa_only", "w", "metric", "metric_name", "epochs")
+    names: tuple[str, ...] = ("best_epoch", "n_rationale", "n_vqa_only", "w", "metric", "metric_name", "epochs")
     if job.settings.objective == "picks_and_rejections":
-        kept = (*kept, "n_pairs", "n_unpaired")
+        names = (*names, "n_pairs", "n_unpaired")
     metrics = {
         **summary(new, metric=result["metric"]),
-        **{name: result[name] for name in kept},
+        **{name: result[name] for name in names},
+        **({} if job.settings.quantization == "none" else {"quantization": job.settings.quantization}),
         "parent": summary(parent, metric=result["metric"]),
         "change": changes(new, parent, metric=result["metric"], seed=job.settings.seed),
     }
     return RoundResult(
         adapter=get_store().put_folder(folder / "adapter"),
         activate=bool(result["decision"]["activate"]),
-        reason=str(result["decision"]["reason"]),
+        reason=kept(result["decision"]["reason"], result.get("reason_phrase")),
         decision=result["decision"],
         metrics=metrics,
         left_out=[*_read_missing(folder), *result.get("left_out", ())],
@@ -219,26 +255,45 @@ def _read_missing(folder: Path) -> list[dict[str, Any]]:
     return list(read_json(path)) if path.exists() else []
 
 
+PRIMARY = {
+    "rouge_l": "sampled_rouge_l",
+    "heldout": "heldout",
+    "balanced_accuracy": "greedy_balanced_accuracy",
+}
+"""The name that `changes` and `summary` have for each primary metric."""
+STYLES = ("greedy", "sampled")
+
+
 def summary(scores: Mapping[str, Any], *, metric: str) -> dict[str, Any]:
-    """The means of a version's scores. `score` is the primary metric; the others are named as in `changes`."""
-    means = {}
+    """The means of a version's scores. `score` is the primary metric; the others are named as in `changes`.
+
+    Of structured answers `fields` has the measures with their intervals, `by_change` for each variant of policies.
+    """
+    means: dict[str, float] = {}
     for name, values in _by_prompt(scores).items():
         present = [value for value in values if value is not None]
         if present:
             means[name] = sum(present) / len(present)
-    for style in ("greedy", "sampled"):
-        part = scores.get("gold", {}).get(style, {}).get("means", {})
+    fields = scores.get("fields", {})
+    for style in STYLES:
+        part = _scored_rationales(scores, style).get("means", {})
         if part.get("bleu"):
             means[f"{style}_bleu_4"] = part["bleu"][-1]
         if part.get("distinct_2") is not None:
             means[f"{style}_distinct_2"] = part["distinct_2"]
-    return {"score": means.get("heldout" if metric == "heldout" else "sampled_rouge_l"), "means": means}
+        measured = fields.get(style, {}).get("measures", {})
+        means |= {f"{style}_{name}": one["mean"] for name, one in measured.items() if one is not None}
+    found: dict[str, Any] = {"score": means.get(PRIMARY[metric]), "means": means}
+    if fields:
+        kept = ("measures", "by_change")
+        found["fields"] = {style: {name: fields[style][name] for name in kept} for style in STYLES}
+    return found
 
 
 def changes(new: Mapping[str, Any], parent: Mapping[str, Any], *, metric: str, seed: int) -> dict[str, Any]:
     """Differences of new minus parent: mean and paired 95 % interval of every score. `score` is the primary metric.
 
-    Over too few prompts to tell anything, `low` and `high` are None.
+    Over too few prompts, or images, to tell anything, `low` and `high` are None.
     """
     before, after = _by_prompt(parent), _by_prompt(new)
     found: dict[str, Any] = {}
@@ -247,21 +302,40 @@ def changes(new: Mapping[str, Any], parent: Mapping[str, Any], *, metric: str, s
             (a, b) for a, b in zip(after[name], before.get(name, ()), strict=False) if a is not None and b is not None
         ]
         if pairs:
-            interval = paired_bootstrap([a for a, _ in pairs], [b for _, b in pairs], seed=seed)
-            found[name] = dataclasses.asdict(interval)
-            if interval.n < FEWEST_PROMPTS:
-                found[name] |= {"low": None, "high": None}
-    primary = "heldout" if metric == "heldout" else "sampled_rouge_l"
-    return {**found, "score": found.get(primary)}
+            found[name] = _told(paired_bootstrap([a for a, _ in pairs], [b for _, b in pairs], seed=seed))
+    for style in STYLES:
+        runs = [scores.get("fields", {}).get(style, {}) for scores in (new, parent)]
+        if all(run.get("counts") for run in runs):
+            counts = [np.asarray(run["counts"], dtype=float) for run in runs]
+            differences = compare_counts(counts[:1], counts[1:], seed=seed)
+            # What decides is compared as the decision does it.
+            shares = [run["balanced"] for run in runs]
+            if all(shares):
+                differences["balanced_accuracy"] = paired_bootstrap(shares[0], shares[1], seed=seed)
+            found |= {f"{style}_{name}": _told(one) for name, one in differences.items() if one is not None}
+    return {**found, "score": found.get(PRIMARY[metric])}
+
+
+def _told(interval: Interval) -> dict[str, Any]:
+    told = dataclasses.asdict(interval)
+    return told if interval.n >= FEWEST_PROMPTS else told | {"low": None, "high": None}
+
+
+def _scored_rationales(scores: Mapping[str, Any], style: str, part: str = "gold") -> Mapping[str, Any]:
+    """The scores of the rationales; those of structured answers are of no part."""
+    if "fields" in scores:
+        found: Mapping[str, Any] = scores["fields"][style]["rationales"] if part == "gold" else {}
+        return found
+    return dict(scores.get(part, {}).get(style, {}))
 
 
 def _by_prompt(scores: Mapping[str, Any]) -> dict[str, list[float | None]]:
     """Every score of a version, by prompt: `greedy_rouge_l`, `own_sampled_faithful`, `answer_accuracy` ..."""
     found: dict[str, list[float | None]] = {}
     for part, prefix in (("gold", ""), ("own", "own_")):
-        for style in ("greedy", "sampled"):
+        for style in STYLES:
             for name in ("rouge_l", "chrf", "meteor", "cider", "faithful"):
-                values = scores.get(part, {}).get(style, {}).get(name)
+                values = _scored_rationales(scores, style, part).get(name)
                 if values is not None:
                     found[f"{prefix}{style}_{name}"] = list(values)
     if "answers" in scores:

@@ -11,9 +11,11 @@ from app.errors import DomainError
 from app.processes.supervise import describe_exit
 from app.services.candidates import pools
 from app.services.kernel.leases import LeaseLostError
+from app.services.kernel.store import StoreAway
 from app.services.rounds import lease
 from app.services.rounds.lease import RoundClaim
 from illume.errors import UNEXPECTED_ERRORS
+from illume.phrases import _, said_by
 from illume.tuning.job import EXIT_DONE, EXIT_FAILED
 from worker import child_process, round_folder
 from worker.device import hold_device
@@ -70,10 +72,14 @@ def _run(process: WorkerProcess, models: ModelCache, claim: RoundClaim) -> None:
         with session_scope() as session:
             lease.release(session, claim)
         raise
+    except StoreAway as error:
+        with session_scope() as session:
+            lease.release(session, claim, error=error.detail, at_once=False)
+        raise
     except (DomainError, StepTimeoutError, *UNEXPECTED_ERRORS) as error:
         log.warning("round %s failed: %s", claim.round_id, error)
         with session_scope() as session:
-            lease.fail(session, claim, str(error) or type(error).__name__)
+            lease.fail(session, claim, said_by(error))
 
 
 def _tune(process: WorkerProcess, models: ModelCache, claim: RoundClaim, watch: Watch) -> None:
@@ -162,5 +168,5 @@ def _release_or_fail(folder: Path, claim: RoundClaim, code: int) -> None:
             lease.fail(session, claim, child_process.read_error(folder))
         else:
             log.warning("round %s: the tuning process ended with %s", claim.round_id, describe_exit(code))
-            error = f"the tuning process ended with {describe_exit(code)}"
+            error = _("the tuning process ended with %(end)s", end=describe_exit(code))
             lease.release(session, claim, error=error, counts=True)

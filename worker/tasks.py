@@ -13,11 +13,13 @@ from celery import Celery
 from app import queue
 from app.db.sessions import database_now, session_scope
 from app.services import sweep
+from app.services.engines import handing_over, probing
 from app.services.erasure import running
 from app.services.imports.running import SLICE_SECONDS, run_import
 from app.services.integrations import webhooks
 from app.settings import get_settings
-from worker.process import DATABASE_AWAY, Stopping, WorkerProcess
+from worker.engines.filling import fill_from_engine
+from worker.process import AWAY, Stopping, WorkerProcess, describe_away, logged
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,7 @@ class Tasks:
         """Make the snapshots of waiting rounds, in the background: a large one takes minutes."""
         from worker.preparing import prepare_rounds
 
-        self.process.run_in_background(functools.partial(prepare_rounds, self.process))
+        self.process.run_in_background(functools.partial(prepare_rounds, self.process), lane="rounds")
 
     def run_round(self, round_id: int) -> None:  # noqa: ARG002 - the message only triggers the task
         """Run the oldest waiting round."""
@@ -88,6 +90,33 @@ class Tasks:
 
         check_base(check_id)
 
+    def fill_from_engine(self, project_id: int) -> None:
+        """Sample candidate sets for a project from its model server, in the background: others compute."""
+        work = functools.partial(fill_from_engine, self.process, project_id)
+        self.process.run_in_background(logged(work), lane=f"engine of project {project_id}")
+
+    def probe_engine(self, engine_id: int) -> None:
+        """Probe a model server, in the background: it may be slow."""
+        work = functools.partial(probing.probe_engine, engine_id, check=self.process.check)
+        self.process.run_in_background(logged(work), lane=f"probe of engine {engine_id}")
+
+    def hand_over(self, adapter_id: int) -> None:
+        """Hand an adapter over to a model server, in the background."""
+        work = functools.partial(handing_over.hand_over, adapter_id, check=self.process.check)
+        self.process.run_in_background(logged(work), lane=f"hand-over {adapter_id}")
+
+    def fit_critic(self, job_id: int) -> None:  # noqa: ARG002 - the message only triggers the task
+        """Train the machine critic of the oldest job that waits."""
+        from worker.critics.fitting import fit_next_critic
+
+        fit_next_critic(self.process, self.models)
+
+    def score_candidates(self, project_id: int) -> None:
+        """Rate a project's candidates by its machine critic."""
+        from worker.critics.scoring import score_candidates
+
+        score_candidates(self.process, self.models, project_id)
+
     def erase(self, erasure_id: int) -> None:
         """Erase a person, an image or a project."""
         running.run_erasure(erasure_id, check=self.process.check)
@@ -105,6 +134,11 @@ def register(celery: Celery, process: WorkerProcess | None) -> None:
         (queue.DELIVER, own.deliver),
         (queue.CHECK_BASE, own.check_base),
         (queue.ERASE, own.erase),
+        (queue.FILL_FROM_ENGINE, own.fill_from_engine),
+        (queue.PROBE_ENGINE, own.probe_engine),
+        (queue.HAND_OVER, own.hand_over),
+        (queue.FIT_CRITIC, own.fit_critic),
+        (queue.SCORE_CANDIDATES, own.score_candidates),
     ):
         celery.task(_wrap_task(function), name=name, shared=False)
 
@@ -122,8 +156,8 @@ def _wrap_task(function: Callable[..., None]) -> Callable[..., None]:
                 function(*ids)
         except Stopping:
             log.info("broken off, to be taken up elsewhere")
-        except DATABASE_AWAY as error:
-            log.warning("%s: no database, the sweep sends it again: %s", function.__name__, str(error).splitlines()[0])
+        except AWAY as error:
+            log.warning("%s: %s", function.__name__, describe_away(error))
 
     task.__doc__ = function.__doc__
     return task

@@ -1,10 +1,10 @@
-"""Renews the lease of a round that this worker runs, reports its progress, and detects when it should stop."""
+"""Renews the lease of a job that this worker runs, reports its progress, and detects when it should stop."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from typing import Any
 from app.db.sessions import session_scope
 from app.models import RoundState
 from app.services.kernel.leases import LeaseLostError
+from app.services.machine_critics.jobs import CriticClaim
 from app.services.rounds import lease
 from app.services.rounds.lease import Beat, RoundClaim
 from app.settings import get_settings
+from illume.phrases import _, pgettext
 from illume.tuning.launcher import read_progress
 from worker import child_process
 from worker.process import DATABASE_AWAY, StepTimeoutError, WorkerProcess
@@ -27,6 +29,11 @@ STATE_OF_STAGE = {
     "training": RoundState.training,
     "evaluating": RoundState.evaluating,
 }
+STAGE_WORDS: Mapping[str, str] = {
+    "preparing": pgettext("state of a training round", "preparing"),
+    "training": pgettext("state of a training round", "training"),
+    "evaluating": pgettext("state of a training round", "evaluating"),
+}
 
 
 class Cancelled(Exception):
@@ -38,18 +45,25 @@ class Watch:
     """Renews a round's lease and reports its progress, about once a second."""
 
     process: WorkerProcess
-    claim: RoundClaim
+    claim: RoundClaim | CriticClaim
     state: RoundState = RoundState.preparing
     progress: dict[str, Any] = field(default_factory=dict)
     epochs_done: int | None = None
     beat_at: float = 0.0
     reported: str | None = None
     advanced_at: float | None = None
+    renew: Callable[..., Beat] = lease.beat
+    """Renews the lease of the claim: `lease.beat`, or `beat` of `app.services.machine_critics.jobs`."""
 
     def report(self, ready: int, wanted: int) -> None:
         """Report how far the pool is filled before the round."""
         self.progress = {"stage": "filling", "ready": ready, "wanted": wanted, "fraction": 0.0, "eta_seconds": None}
-        self.process.heartbeat.doing = f"writing explanations before {self.claim.name}: {ready} of {wanted}"
+        self.process.heartbeat.doing = _(
+            "writing explanations before %(name)s: %(ready)s of %(wanted)s",
+            name=self.claim.name,
+            ready=ready,
+            wanted=wanted,
+        )
         self.beat_at = 0.0
         self()
 
@@ -74,12 +88,12 @@ class Watch:
     def _beat(self, advanced: bool) -> Beat | None:
         try:
             with session_scope() as session:
-                return lease.beat(
+                return self.renew(
                     session, self.claim, state=self.state, progress=self.progress or None, advanced=advanced
                 )
         except DATABASE_AWAY as error:
             # The round continues without a database; the next heartbeat shows whether the lease is still ours.
-            log.warning("round %s: no database: %s", self.claim.round_id, error)
+            log.warning("%s: no database: %s", self.claim.name, error)
             return None
 
     def _check_progress(self, progress: Mapping[str, Any]) -> None:
@@ -89,7 +103,9 @@ class Watch:
             self.reported, self.advanced_at = reported, moment
         seconds = get_settings().step_seconds
         if moment - self.advanced_at > seconds:
-            raise StepTimeoutError(f"the tuning process made no progress for {seconds:.0f} s and was ended")
+            raise StepTimeoutError(
+                _("the tuning process made no progress for %(seconds)s s and was ended", seconds=f"{seconds:.0f}")
+            )
 
     def begin_run(self) -> None:
         """Note that a new tuning process begins."""
@@ -105,5 +121,8 @@ class Watch:
         if progress:
             self.progress = progress
             self.state = STATE_OF_STAGE.get(progress.get("stage", ""), self.state)
-            self.process.heartbeat.doing = f"{self.claim.name}: {progress.get('stage', self.state)}"
+            stage = progress.get("stage", self.state)
+            self.process.heartbeat.doing = _(
+                "%(name)s: %(stage)s", name=self.claim.name, stage=STAGE_WORDS.get(stage, stage)
+            )
         self(advanced=advanced)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
-from app.api.schemas import ClaimOut, Limit, ListOut, VerdictOut
+from app.api.schemas import BlindIn, ClaimOut, Limit, ListOut, RevealedOut, VerdictOut
 from app.http.dependencies import (
     ActorDep,
     ApiRoute,
@@ -23,7 +23,7 @@ from app.http.dependencies import (
     start_due_round,
 )
 from app.http.responses import Json
-from app.services.judging import assignments, change, feed, give
+from app.services.judging import assignments, change, feed, fields, give
 from app.services.judging import claim as claims
 from app.services.judging.rows import lock_assignment
 from app.services.kernel.actors import Actor, parse_id
@@ -101,6 +101,23 @@ async def give_verdict(
         out = await give.give(transaction, actor, parse_id(assignment_id), body, idempotency_key=idempotency_key)
     after = None if out.due_project is None else BackgroundTask(start_due_round, request, out.due_project)
     return Json(out.content, status_code=out.status, background=after)
+
+
+@router.post(
+    "/assignments/{assignment_id}/fields",
+    status_code=201,
+    response_model=RevealedOut,
+    responses={200: {"model": RevealedOut, "description": "The same values were stored already"}},
+)
+@before_body(own_assignment)
+async def store_fields(pool: JudgingPoolDep, actor: JudgeDep, assignment_id: str, body: BlindIn) -> Json:
+    """Say what holds of the picture under its policy, before any candidate is shown. Answers with the candidates.
+
+    Only in projects with `answer_fields`, and once: other values afterwards are 409, and corrected by the verdict.
+    """
+    async with pool.transaction() as transaction:
+        shown = await fields.store_blind(transaction, actor, parse_id(assignment_id), body.fields)
+    return Json(shown.claim.body, status_code=201 if shown.created else 200)
 
 
 @router.get("/verdicts/{verdict_id}", response_model=VerdictOut)

@@ -23,7 +23,7 @@ from app.services.kernel.rights import SEES
 from app.services.kernel.text_rules import Time
 from app.services.projects import projects
 from app.services.rounds import snapshot_records, snapshots
-from app.settings import get_settings
+from app.settings import get_settings, path_in_app
 
 router = APIRouter(tags=["datasets"], route_class=ApiRoute)
 NDJSON = "application/x-ndjson"
@@ -62,9 +62,12 @@ def dataset_filters(
     since: Time | None = None,
     split: Split | None = None,
     snapshot: Annotated[str | None, Query(description="A snapshot's id")] = None,
+    machine: Annotated[
+        bool, Query(description="Also what only a machine critic accepted (`source` is `critic`); rows of `sft` only")
+    ] = False,
 ) -> ExportRequest:
     """The filters of the query string."""
-    return ExportRequest(format, aggregation, task, round, version, critic, since, split, snapshot)
+    return ExportRequest(format, aggregation, task, round, version, critic, since, split, snapshot, machine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +164,7 @@ def get_dataset(
         if following is not None:
             headers["Illume-Next-Cursor"] = following
             page_url = request.url.include_query_params(cursor=following).remove_query_params("after")
-            headers["Link"] = f'<{get_settings().address}{page_url.path}?{page_url.query}>; rel="next"'
+            headers["Link"] = f'<{get_settings().address}{path_in_app(page_url.path)}?{page_url.query}>; rel="next"'
     make = parquet_answer if encoding.kind == "parquet" else text_answer
     return make(export, encoding, headers, page)
 

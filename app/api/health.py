@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from app import broker
 from app.db.engine import get_engine
 from app.db.sessions import session_scope
 from app.errors import Forbidden
@@ -81,7 +82,7 @@ def broker_state() -> str:
     if not url:
         return "not configured"
     try:
-        with redis.Redis.from_url(url, socket_connect_timeout=1, socket_timeout=1) as client:
+        with broker.connect(url, seconds=1) as client:
             client.ping()
     except redis.RedisError:
         return "cannot be reached"

@@ -1,7 +1,8 @@
-"""Prompts."""
+"""Prompts, and the policies that they are judged by."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query
@@ -14,8 +15,11 @@ from app.api.schemas import (
     ItemError,
     Limit,
     ListOut,
+    PolicyOut,
     PromptOut,
     PromptsAdded,
+    VariantsIn,
+    VariantsOut,
     prompt_out,
 )
 from app.errors import DomainError, Invalid
@@ -26,11 +30,14 @@ from app.services.kernel.actors import parse_id, project_rights
 from app.services.kernel.rights import Right
 from app.services.kernel.text_rules import refuse_unstorable
 from app.services.kernel.visible_fields import AnswerShape, may_see, shown_to
-from app.services.projects import projects
-from app.services.prompts import listing, prompts
+from app.services.machine_critics import scores
+from app.services.projects import policies, projects
+from app.services.projects.policies import CategoryIn, CategoryTexts, PolicyIn, VersionInUse
+from app.services.prompts import listing, prompts, variants
 from app.services.prompts.filters import PromptQuery
 from app.services.prompts.prompts import PromptIn
 from app.services.prompts.val_split import place_items
+from illume.fields.policies import STATUSES
 
 router = APIRouter(tags=["prompts"], route_class=ApiRoute)
 
@@ -58,7 +65,8 @@ def list_prompts(
         cursor=cursor,
     )
     rights = project_rights(session, actor, project)
-    return Json({"items": [prompt_json(prompt, rights) for prompt in page.items], "next": page.next})
+    hidden = {"answer": None} if listing.hides_answers_from(session, project, rights) else {}
+    return Json({"items": [prompt_json(prompt, rights) | hidden for prompt in page.items], "next": page.next})
 
 
 def prompt_json(prompt: Prompt, rights: frozenset[Right], sets: list[CandidateSetOut] | None = None) -> dict[str, Any]:
@@ -134,6 +142,68 @@ def add_several(
     )
 
 
+@router.get("/projects/{slug}/policies", response_model=ListOut[PolicyOut])
+def list_policies(
+    session: SessionDep, actor: ActorDep, slug: str, limit: Limit = 100, cursor: str | None = None
+) -> Response:
+    """The versions of a project's policies, oldest first. Critics are not told how many verdicts are stale."""
+    project = projects.get_project(session, actor, slug)
+    page = policies.list_policies(session, actor, project, limit=limit, cursor=cursor)
+    rights = project_rights(session, actor, project)
+    return Json({"items": [policy_json(one, rights) for one in page.items], "next": page.next})
+
+
+@router.post(
+    "/projects/{slug}/policies",
+    status_code=201,
+    response_model=PolicyOut,
+    responses={200: {"model": PolicyOut, "description": "The newest version says this already"}},
+)
+@before_body(in_project(Right.administers))
+def add_policy(session: SessionDep, actor: ActorDep, slug: str, body: PolicyIn) -> Response:
+    """Add a policy, or under the name of one its next version. Prompts keep the version that they name."""
+    project = projects.get_project(session, actor, slug, Right.administers)
+    made, created = policies.add_policy(session, actor, project, body)
+    shown = policy_json(made, project_rights(session, actor, project))
+    return Json(shown, status_code=201 if created else 200)
+
+
+def policy_json(one: VersionInUse, rights: frozenset[Right]) -> dict[str, Any]:
+    """A version of a policy as JSON, with what a member with these rights may see."""
+    version = one.version
+    body = PolicyOut(
+        id=str(version.id),
+        name=one.name,
+        number=version.number,
+        preamble=version.header,
+        categories=[
+            CategoryIn.model_construct(
+                name=category["name"],
+                status=category["status"],
+                texts=CategoryTexts.model_construct(**{status: category[status] for status in STATUSES}),
+            )
+            for category in version.categories
+        ],
+        sha256=version.sha256,
+        text=version.text,
+        is_latest=one.is_latest,
+        prompts=one.prompts,
+        stale_verdicts=one.stale,
+        created_at=version.created_at,
+    )
+    return shown_to(rights, AnswerShape.policy, body.model_dump(mode="json"))
+
+
+@router.post("/projects/{slug}/policies/variants", status_code=201, response_model=VariantsOut)
+@before_body(in_project(Right.administers))
+def add_variants(session: SessionDep, actor: ActorDep, slug: str, body: VariantsIn) -> Response:
+    """Add prompts under variants of their policy, wherever gold values say what is right then."""
+    project = projects.get_project(session, actor, slug, Right.administers)
+    ids = None if body.prompts is None else [parse_id(one) for one in body.prompts]
+    done = variants.multiply(session, actor, project, body.changes, prompt_ids=ids)
+    return Json(asdict(done), status_code=201)
+
+
 def parse_item(item: object) -> PromptIn | DomainError:
     """Parse a prompt, or return what is wrong with it."""
     if not isinstance(item, dict):
@@ -149,19 +219,26 @@ def parse_item(item: object) -> PromptIn | DomainError:
 def get_prompt(session: SessionDep, actor: ActorDep, prompt_id: str) -> Response:
     """A prompt; with its candidate sets, except for critics."""
     prompt = prompts.get_prompt(session, actor, parse_id(prompt_id))
-    rights = project_rights(session, actor, session.get_one(Project, prompt.project_id))
+    project = session.get_one(Project, prompt.project_id)
+    rights = project_rights(session, actor, project)
     seen = may_see(AnswerShape.prompt, "candidate_sets", rights)
-    return Json(prompt_json(prompt, rights, candidate_sets_out(session, prompt) if seen else None))
+    hidden = {"answer": None} if listing.hides_answers_from(session, project, rights) else {}
+    return Json(prompt_json(prompt, rights, candidate_sets_out(session, prompt) if seen else None) | hidden)
 
 
 def candidate_sets_out(session: Session, prompt: Prompt) -> list[CandidateSetOut]:
     """The candidate sets of a prompt, with everything known about their candidates."""
+    sets = prompts.list_candidate_sets(session, prompt)
+    rated = scores.scores_of(session, [candidate.id for one in sets for candidate in one.candidates])
     return [
         CandidateSetOut(
             id=str(one.id),
             version=None if one.version_id is None else str(one.version_id),
             source=one.source,
             state=one.state,
+            error=one.error,
+            selection=one.selection,
+            selected_by=None if one.selected_by is None else str(one.selected_by),
             candidates=[
                 CandidateOut(
                     id=str(candidate.id),
@@ -170,11 +247,15 @@ def candidate_sets_out(session: Session, prompt: Prompt) -> list[CandidateSetOut
                     temperature=candidate.temperature,
                     seed=None if candidate.seed is None else str(candidate.seed),
                     mean_logprob=candidate.mean_logprob,
+                    scores=rated.get(candidate.id, {}),
+                    fields=candidate.fields,
+                    invalid=candidate.invalid,
+                    spare=candidate.spare,
                 )
                 for candidate in one.candidates
             ],
         )
-        for one in prompts.list_candidate_sets(session, prompt)
+        for one in sets
     ]
 
 

@@ -7,20 +7,20 @@ from dataclasses import asdict
 from datetime import datetime
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
-from app.api.schemas import Id, Limit, ListOut, Out, PromptImageOut
+from app.api.schemas import BlindIn, Id, Limit, ListOut, Out, PromptImageOut, ShownPolicyOut
 from app.http.dependencies import ActorDep, ApiRoute, SessionDep, before_body, in_project
 from app.http.responses import Json
 from app.models import PromptState, ReviewKind, ReviewState, VerdictKind, VerdictState
 from app.services.judging import decide
 from app.services.kernel.actors import Actor, parse_id
 from app.services.kernel.rights import Right
-from app.services.kernel.verdict_schema import VerdictIn, candidate_id
+from app.services.kernel.verdict_schema import FieldValues, VerdictIn, candidate_id
 from app.services.projects import projects
 from app.services.prompts.prompts import PartIn
-from app.services.quality import gold, repeats, reviews, standings
+from app.services.quality import gold, practice, repeats, reviews, standings
 
 router = APIRouter(tags=["quality"], route_class=ApiRoute)
 
@@ -47,10 +47,14 @@ class PracticeIn(BaseModel):
     """The candidates a critic picks of a practice prompt."""
 
     picks: list[str] = []
+    fields: FieldValues | None = Field(None, description="Values of a structured answer that the critic corrects")
 
 
 class PracticeOut(BaseModel):
-    """The score, from 0 to 1, and what was right."""
+    """The score of the picks, from 0 to 1, and what was right.
+
+    Of structured answers also the critic's values, the right ones, and the names of those that are wrong.
+    """
 
     score: float
     known: dict[str, bool]
@@ -58,6 +62,9 @@ class PracticeOut(BaseModel):
     wrong: list[str]
     explanation: str | None
     left: int
+    fields: dict[str, str | None] = {}
+    gold: dict[str, str | None] = {}
+    wrong_fields: list[str] = []
 
 
 class TextOut(Out):
@@ -68,14 +75,19 @@ class TextOut(Out):
 
 
 class PracticeItemOut(Out):
-    """A practice prompt. `left`: how many there are with it."""
+    """A practice prompt. `left`: how many there are with it.
+
+    Where answers have fields, `candidates` is null until the critic's own values are stored.
+    """
 
     id: Id
     question: str
     answer: str | None
     images: list[PromptImageOut]
     parts: list[PartIn]
-    candidates: list[TextOut]
+    candidates: list[TextOut] | None
+    fields: dict[str, str | None] | None = Field(None, description="What the critic said before the candidates")
+    policy: ShownPolicyOut | None = None
     left: int
 
 
@@ -132,6 +144,7 @@ class ReviewVerdictOut(Out):
     picks: list[Id]
     note: str | None
     returned_at: datetime | None
+    fields: dict[str, str | None] | None = Field(None, description="Where the project has answer fields")
 
 
 class ReviewOut(Out):
@@ -147,6 +160,7 @@ class ReviewOut(Out):
     prompt: ReviewPromptOut
     candidates: list[TextOut]
     verdicts: list[ReviewVerdictOut]
+    policy: ShownPolicyOut | None = None
 
 
 class ReturnedOut(Out):
@@ -205,7 +219,15 @@ def remove_gold(session: SessionDep, actor: ActorDep, gold_id: str) -> None:
 def next_practice(session: SessionDep, actor: ActorDep, slug: str) -> Json:
     """The next practice prompt."""
     project = projects.get_project(session, actor, slug, Right.judges)
-    return Json({"item": gold.next_practice(session, actor, project)})
+    return Json({"item": practice.next_practice(session, actor, project)})
+
+
+@router.post("/projects/{slug}/practice/{gold_id}/fields", response_model=NextPracticeOut)
+@before_body(in_project(Right.judges))
+def rate_practice(session: SessionDep, actor: ActorDep, slug: str, gold_id: str, body: BlindIn) -> Json:
+    """Store what the critic says of a practice prompt's picture, and get its candidates."""
+    project = projects.get_project(session, actor, slug, Right.judges)
+    return Json({"item": practice.rate_practice(session, actor, project, parse_id(gold_id), body.fields)})
 
 
 @router.post("/projects/{slug}/practice/{gold_id}")
@@ -213,8 +235,9 @@ def next_practice(session: SessionDep, actor: ActorDep, slug: str) -> Json:
 def answer_practice(session: SessionDep, actor: ActorDep, slug: str, gold_id: str, body: PracticeIn) -> PracticeOut:
     """Judge a practice prompt and get the right answer."""
     project = projects.get_project(session, actor, slug, Right.judges)
-    result = gold.answer_practice(session, actor, project, parse_id(gold_id), body.picks)
-    return PracticeOut(**{**asdict(result), "picked": list(result.picked)}, wrong=list(result.wrong))
+    result = practice.answer_practice(session, actor, project, parse_id(gold_id), body.picks, body.fields)
+    told = {**asdict(result), "picked": list(result.picked), "wrong_fields": list(result.wrong_fields)}
+    return PracticeOut(**told, wrong=list(result.wrong))
 
 
 # Standings

@@ -8,19 +8,34 @@ from fastapi import APIRouter, Request
 from sqlalchemy.orm import Session
 from starlette.responses import StreamingResponse
 
-from app.api.schemas import LeftOut, Limit, ListOut, RoundOut, SnapshotIn, SnapshotOut, VersionOut
+from app.api.schemas import (
+    CriticPauseOut,
+    HandOverOut,
+    LeftOut,
+    Limit,
+    ListOut,
+    MachineCriticOut,
+    RoundOut,
+    SelectionEffectOut,
+    SnapshotIn,
+    SnapshotOut,
+    VersionOut,
+)
 from app.errors import NotFound
 from app.http.dependencies import ActorDep, ApiRoute, SessionDep, before_body, in_project
 from app.http.ranges import stored_file
 from app.http.responses import Json
 from app.models import ModelVersion, Project, Round, RoundTrigger, Snapshot
+from app.services.candidates import choosing
 from app.services.kernel.actors import Actor, parse_id, project_rights
 from app.services.kernel.paging import slice_page
 from app.services.kernel.rights import Right
 from app.services.kernel.store import get_store
 from app.services.kernel.visible_fields import AnswerShape, shown_to
-from app.services.projects import projects
-from app.services.rounds import rounds, snapshots, versions
+from app.services.machine_critics import jobs
+from app.services.projects import pauses, projects
+from app.services.projects.machine_critic import newest_critic
+from app.services.rounds import hand_over, rounds, snapshots, versions
 
 router = APIRouter(tags=["rounds"], route_class=ApiRoute)
 
@@ -88,6 +103,7 @@ def preview_round(session: SessionDep, actor: ActorDep, slug: str) -> dict[str, 
         "heldout": seen.n_heldout,
         "rejections": seen.n_rejections,
         "pairs": seen.n_pairs,
+        "machine": seen.n_machine,
         "metric": seen.metric,
         "estimated_seconds": seen.estimated_seconds,
         "exact": seen.exact,
@@ -122,43 +138,55 @@ def rerun_round(session: SessionDep, actor: ActorDep, round_id: str) -> Json:
     return Json(round_json(session, actor, found, losses=[]), status_code=202)
 
 
-def version_out(version: ModelVersion, project: Project) -> VersionOut:
-    """A version, and whether it is the active one."""
+def version_out(session: Session, actor: Actor, version: ModelVersion, project: Project) -> VersionOut:
+    """A version, whether it is the active one, and how it is handed over to the project's model server."""
     return VersionOut(
         id=str(version.id),
         number=version.number,
+        kind=version.kind.value,
         active=project.active_version_id == version.id,
         parent=None if version.parent_id is None else str(version.parent_id),
         round=None if version.round_id is None else str(version.round_id),
         base_model=version.base_model,
         metrics=version.metrics,
+        hand_over=hand_over_out(session, actor, version, project),
         created_at=version.created_at,
     )
+
+
+def hand_over_out(session: Session, actor: Actor, version: ModelVersion, project: Project) -> HandOverOut | None:
+    """How a version is handed over. Why it failed may name a folder, and is for admins of the project."""
+    engine = hand_over.engine_of(session, project)
+    found = None if engine is None else hand_over.newest_adapter(session, engine, version)
+    if found is None:
+        return None
+    may_see = Right.administers in project_rights(session, actor, project)
+    return HandOverOut(name=found.name, state=found.state, error=found.error if may_see else None)
 
 
 @router.get("/projects/{slug}/versions")
 def list_versions(
     session: SessionDep, actor: ActorDep, slug: str, limit: Limit = 100, cursor: str | None = None
 ) -> ListOut[VersionOut]:
-    """The versions of a project, newest first."""
+    """The versions of a project, newest first; those of the kind `critic` are machine critics."""
     project = projects.get_project(session, actor, slug)
-    found = versions.list_versions(session, actor, project)
+    found = versions.list_versions(session, actor, project, kind=None)
     page = slice_page(found, lambda version: -version.number, limit=limit, cursor=cursor)
-    return ListOut(items=[version_out(version, project) for version in page.items], next=page.next)
+    return ListOut(items=[version_out(session, actor, version, project) for version in page.items], next=page.next)
 
 
 @router.get("/versions/{version_id}")
 def get_version(session: SessionDep, actor: ActorDep, version_id: str) -> VersionOut:
     """A version."""
     version = versions.get_version(session, actor, parse_id(version_id))
-    return version_out(version, session.get_one(Project, version.project_id))
+    return version_out(session, actor, version, session.get_one(Project, version.project_id))
 
 
 @router.post("/versions/{version_id}/activate")
 def activate_version(session: SessionDep, actor: ActorDep, version_id: str) -> VersionOut:
     """Make a version the one that writes candidates; an older one is a roll-back."""
     version = versions.activate(session, actor, parse_id(version_id))
-    return version_out(version, session.get_one(Project, version.project_id))
+    return version_out(session, actor, version, session.get_one(Project, version.project_id))
 
 
 @router.get("/versions/{version_id}/adapter", response_class=StreamingResponse)
@@ -170,6 +198,38 @@ def get_adapter(request: Request, session: SessionDep, actor: ActorDep, version_
     project = session.get_one(Project, version.project_id)
     name = f"{project.slug}-v{version.number}.tar"
     return stored_file(request.headers, key, etag=f'"{key}"', name=name, media_type="application/x-tar")
+
+
+@router.get("/projects/{slug}/machine-critic")
+def get_machine_critic(session: SessionDep, actor: ActorDep, slug: str) -> MachineCriticOut:
+    """The newest training of a machine critic, and the version that rates candidates now."""
+    project = projects.get_project(session, actor, slug)
+    return machine_critic_out(session, actor, project)
+
+
+def machine_critic_out(session: Session, actor: Actor, project: Project) -> MachineCriticOut:
+    """How it stands with a project's machine critic."""
+    job, critic = jobs.newest_job(session, actor, project), newest_critic(session, project)
+    pause = None if critic is None else pauses.current_pause(session, project, critic.id)
+    may_mend = Right.administers in project_rights(session, actor, project)
+    effect = choosing.load_effect(session, actor, project)
+    return MachineCriticOut(
+        version=None if critic is None else str(critic.id),
+        paused=None if pause is None else CriticPauseOut(until=pause.until, reason=pause.reason if may_mend else None),
+        selection=None if effect is None else SelectionEffectOut.model_validate(effect),
+        state=None if job is None else job.state.value,
+        kind=None if job is None else job.kind,
+        progress={} if job is None else job.progress,
+        error=None if job is None else job.error,
+    )
+
+
+@router.post("/projects/{slug}/machine-critic/cancel", status_code=202)
+def cancel_machine_critic(session: SessionDep, actor: ActorDep, slug: str) -> MachineCriticOut:
+    """Stop the training of a machine critic."""
+    project = projects.get_project(session, actor, slug, Right.administers)
+    jobs.cancel(session, actor, project)
+    return machine_critic_out(session, actor, project)
 
 
 def snapshot_out(snapshot: Snapshot) -> SnapshotOut:

@@ -10,14 +10,17 @@ from fastapi import Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.models import (
+    AdapterState,
     AssignmentState,
     DeliveryState,
+    EngineState,
     Prompt,
     PromptState,
     Role,
     RoundState,
     RoundTrigger,
     Scope,
+    Selection,
     SnapshotItemRole,
     SnapshotKind,
     Split,
@@ -25,9 +28,21 @@ from app.models import (
     VerdictState,
 )
 from app.services.kernel.paging import MAX_LIMIT
-from app.services.kernel.text_rules import JsonObject, Time
+from app.services.kernel.text_rules import JsonObject, Text, Time
+from app.services.kernel.verdict_schema import FieldValues
+from app.services.projects.policies import PolicyIn
 from app.services.projects.projects import ProjectSettings
-from app.services.prompts.prompts import MAX_ITEMS, PartIn, PromptIn, PromptText, QuestionText, prompt_parts
+from app.services.prompts.prompts import (
+    MAX_ITEMS,
+    GoldFields,
+    PartIn,
+    PromptIn,
+    PromptText,
+    QuestionText,
+    images_path,
+    prompt_parts,
+)
+from illume.fields.variants import CHANGES, Change
 
 T = TypeVar("T")
 
@@ -120,6 +135,10 @@ class CandidateOut(Out):
     temperature: float | None
     seed: str | None
     mean_logprob: float | None
+    scores: dict[str, float] = Field({}, description="By kind of machine critic, each of the newest one")
+    fields: dict[str, str | None] | None = Field(None, description="Of a structured answer; null if it is invalid")
+    invalid: str | None = Field(None, description="What is wrong with an answer that should be structured")
+    spare: bool = Field(False, description="It was sampled to choose from, and is not shown to critics")
 
 
 class CandidateSetOut(Out):
@@ -129,6 +148,13 @@ class CandidateSetOut(Out):
     version: Id | None
     source: str
     state: str
+    error: str | None = Field(None, description="Why there are no candidates that can be judged")
+    selection: Selection | None = Field(
+        None,
+        description="selected: a machine critic chose which candidates are shown; unselected: they were left as they "
+        "came, to measure that against; null: there was nothing to choose",
+    )
+    selected_by: Id | None = Field(None, description="The version of the machine critic, also of an unselected set")
     candidates: list[CandidateOut]
 
 
@@ -143,12 +169,47 @@ class PromptOut(Out):
     question: str = Field(description="Of a prompt with several texts all of them, joined by spaces")
     parts: list[PartIn]
     answer: str | None
+    policy: Id | None = Field(None, description="The id of a version of a policy")
+    fields: dict[str, str | None] | None = Field(None, description="Gold values of a structured answer")
     references: list[str] | None = None
     metadata: dict[str, Any] | None = None
     priority: int | None = None
     has_accepted: bool | None = None
     created_at: datetime
     candidate_sets: list[CandidateSetOut] | None = None
+
+
+class PolicyOut(PolicyIn):
+    """A version of a policy; `text` is what models and critics read, and `sha256` the hash of what it says.
+
+    `prompts` name it or a variant of it. `stale_verdicts` were given under it, and a newer version says something else.
+    """
+
+    id: Id
+    number: int
+    sha256: str
+    text: str
+    is_latest: bool
+    prompts: int
+    stale_verdicts: int
+    created_at: datetime
+
+
+class VariantsIn(BaseModel):
+    """Which variants of their policy prompts are added for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    changes: list[Change] = Field(list(CHANGES), min_length=1, max_length=len(CHANGES))
+    prompts: list[Id] | None = Field(None, max_length=MAX_ITEMS, description="By default all that gold values allow")
+
+
+class VariantsOut(Out):
+    """How many prompts were added, how many existed already, and how many prompts allow no variant."""
+
+    created: int
+    unchanged: int
+    skipped: int
 
 
 class ItemError(Out):
@@ -177,7 +238,7 @@ class PromptsIn(BaseModel):
 
 
 class PromptChange(BaseModel):
-    """Changes to a prompt. Question, answer and split are fixed once there are candidates."""
+    """Changes to a prompt. Question, answer, split and policy are fixed once there are candidates."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -187,6 +248,8 @@ class PromptChange(BaseModel):
     references: list[PromptText] | None = None
     metadata: JsonObject | None = None
     priority: int | None = Field(None, ge=-1_000_000, le=1_000_000)
+    policy: Text | None = Field(None, min_length=1, max_length=220)
+    fields: GoldFields | None = None
     blur: bool | None = Field(None, description="Sets `blur` in `metadata`: images are blurred until a critic asks")
     state: PromptState | None = Field(None, description="`retired`; or, of a prompt that is retired or held, another")
 
@@ -209,6 +272,27 @@ class ShownCandidateOut(Out):
 
     id: Id
     text: str
+    fields: dict[str, str | None] | None = Field(None, description="Of a structured answer")
+
+
+class ShownCategoryOut(Out):
+    """A category of a policy as it stands: `text` is what the policy says with this status."""
+
+    name: str
+    status: str
+    text: str
+    default: str | None = Field(None, description="What it says by default, where it has another status")
+
+
+class ShownPolicyOut(Out):
+    """The policy under which a prompt is judged."""
+
+    id: Id
+    name: str
+    number: int
+    text: str
+    preamble: str
+    categories: list[ShownCategoryOut]
 
 
 class ClaimOut(Out):
@@ -218,7 +302,25 @@ class ClaimOut(Out):
     state: AssignmentState
     expires_at: datetime
     prompt: ClaimedPromptOut
-    candidates: list[ShownCandidateOut]
+    candidates: list[ShownCandidateOut] | None = Field(
+        description="null where answers have fields and the critic's own values are not stored yet"
+    )
+    policy: ShownPolicyOut | None = None
+    fields: dict[str, str | None] | None = Field(None, description="What the critic said before the candidates")
+
+
+class RevealedOut(ClaimOut):
+    """A claim with its candidates. `warnings` say what in the critic's values does not go together."""
+
+    warnings: list[str]
+
+
+class BlindIn(BaseModel):
+    """What a critic says of the picture: a value for each choice, without the rationale."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    fields: FieldValues
 
 
 class VerdictOut(Out):
@@ -244,6 +346,7 @@ class VerdictOut(Out):
     comment: str | None
     seconds: float | None
     exhaustive: bool
+    fields: dict[str, str | None] | None = Field(None, description="Where the project has answer fields")
     shown: list[Id]
     supersedes: Id | None
     current: bool
@@ -285,17 +388,63 @@ class RoundOut(Out):
     finished_at: datetime | None
 
 
+class HandOverOut(Out):
+    """A version's adapter on the project's model server. `error` says why it was not loaded."""
+
+    name: str
+    state: AdapterState
+    error: str | None
+
+
 class VersionOut(Out):
-    """A model version."""
+    """A model version. `hand_over` is null without a model server, and for a base model."""
 
     id: Id
     number: int
+    kind: str = Field(description="sampler: it writes candidates; critic: it rates them, and is never active")
     active: bool
     parent: Id | None
     round: Id | None
     base_model: str
     metrics: dict[str, Any]
+    hand_over: HandOverOut | None
     created_at: datetime
+
+
+class CriticPauseOut(Out):
+    """That the machine critic cannot be used, when it is tried again, and why, for those who may mend it."""
+
+    until: datetime
+    reason: str | None
+
+
+class IntervalOut(Out):
+    """A share, or a difference of two, over `n` candidate sets, with an interval of 95 %."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+class SelectionEffectOut(Out):
+    """In what share of the judged sets something fitted: of those that a machine critic chose, and of the others."""
+
+    selected: IntervalOut | None
+    unselected: IntervalOut | None
+    difference: IntervalOut | None = Field(description="selected minus unselected; null without both")
+
+
+class MachineCriticOut(Out):
+    """A project's machine critic: the version that rates candidates now, and how the newest training goes."""
+
+    version: Id | None
+    paused: CriticPauseOut | None = Field(description="Why that version rates nothing at the moment; null: it can")
+    selection: SelectionEffectOut | None = Field(description="null: no set that it could choose has been judged")
+    state: str | None = Field(description="queued, running, cancelling, succeeded, failed or cancelled; null: none yet")
+    kind: str | None
+    progress: dict[str, Any]
+    error: str | None
 
 
 class SnapshotIn(BaseModel):
@@ -344,6 +493,54 @@ class ImportOut(Out):
     error: str | None
     created_at: datetime
     finished_at: datetime | None
+
+
+class EngineIn(BaseModel):
+    """A model server that speaks OpenAI's chat completions. `adapters_path`: the folder where it sees adapters."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=63)
+    kind: Literal["openai"] = "openai"
+    base_url: str = Field(min_length=1, max_length=2000)
+    model: str = Field(min_length=1, max_length=500)
+    api_key: str = Field("", max_length=1000)
+    adapters_path: str | None = Field(None, max_length=1000)
+    revision: str | None = Field(None, max_length=100)
+    in_flight: int = Field(16, ge=1, le=256)
+
+
+class EngineChange(BaseModel):
+    """Changes to a model server."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    base_url: str | None = Field(None, min_length=1, max_length=2000)
+    model: str | None = Field(None, min_length=1, max_length=500)
+    api_key: str | None = Field(None, max_length=1000)
+    adapters_path: str | None = Field(None, max_length=1000)
+    revision: str | None = Field(None, max_length=100)
+    in_flight: int | None = Field(None, ge=1, le=256)
+
+
+class EngineOut(Out):
+    """A model server. `capabilities` are what its last good probe found, `error` why the last one failed."""
+
+    id: Id
+    name: str
+    kind: str
+    base_url: str
+    model: str
+    revision: str | None
+    has_key: bool
+    adapters_path: str | None
+    in_flight: int
+    state: EngineState
+    error: str | None
+    capabilities: dict[str, Any] | None
+    projects: list[str]
+    probed_at: datetime | None
+    created_at: datetime
 
 
 class WebhookIn(BaseModel):
@@ -461,7 +658,7 @@ class TokenOut(Out):
 
 def image_url(sha256: str) -> str:
     """The URL of an image."""
-    return f"/api/v1/images/{sha256}"
+    return images_path() + sha256
 
 
 def images_out(prompt: Prompt) -> list[PromptImageOut]:
@@ -488,6 +685,8 @@ def prompt_out(prompt: Prompt, *, sets: list[CandidateSetOut] | None = None) -> 
         question=prompt.question,
         parts=[cast("PartIn", part) for part in prompt_parts(prompt)],
         answer=prompt.answer,
+        policy=None if prompt.policy_version_id is None else str(prompt.policy_version_id),
+        fields=prompt.fields,
         references=prompt.references,
         metadata=prompt.extra,
         priority=prompt.priority,

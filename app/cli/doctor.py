@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
 
 import click
 import psycopg
 import redis
 from sqlalchemy.exc import SQLAlchemyError
 
+from app import broker
 from app.cli.terminal import at_least_one, data_dir_option, say
-from app.db import engine, migrations
+from app.db import engine, migrations, poolers
+from app.errors import DomainError
 from app.processes.connect import connection_failure, services, use_kept_public_url
 from app.processes.private_files import open_to_others
+from app.services.kernel.store import Store, StoreAway, StoreMisnamed, redacted
 from app.settings import ROOT, Settings, get_settings
+from illume.options import MACHINE
+from illume.tuning.accelerate_file import check_accelerate_file
+from illume.tuning.job import JobError
 
 HEAVY = ("torch", "transformers", "peft")
 RESERVED = 5  # connections that PostgreSQL keeps for superusers, and some for commands
@@ -37,20 +48,30 @@ FREE_BYTES = 1 << 30
     help="How many web processes `illume serve` will run.",
 )
 @click.option("--skip-model", is_flag=True, help="Do not load the starter model.")
+@click.option(
+    "--model", help="Only estimate how much memory this base model, a folder or a name on the hub, takes here."
+)
 @data_dir_option
-def doctor(workers: int, *, skip_model: bool) -> int:
+def doctor(workers: int, *, skip_model: bool, model: str | None) -> int:
     """Check this installation and say how to fix what is wrong.
 
     Exits with 1 if it found a problem.
     """
-    problems = 0
+    if model is not None:
+        return report(estimate_memory(model))
     with services():
         use_kept_public_url(get_settings())
-        for finding in examine(get_settings(), processes=workers, models=not skip_model):
-            say(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.what}: {finding.detail}")
-            if not finding.ok:
-                say(f"         {finding.remedy}")
-                problems += 1
+        return report(examine(get_settings(), processes=workers, models=not skip_model))
+
+
+def report(findings: Iterable[Finding]) -> int:
+    """Say what was found; 1 if there is a problem."""
+    problems = 0
+    for finding in findings:
+        say(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.what}: {finding.detail}")
+        if not finding.ok:
+            say(f"         {finding.remedy}")
+            problems += 1
     return 1 if problems else 0
 
 
@@ -68,6 +89,7 @@ def examine(settings: Settings, *, processes: int = 1, models: bool = True) -> I
     """Run independent checks one after the other, for an installation with `processes` web processes."""
     checks: list[Callable[[], Finding]] = [
         lambda: check_data_dir(settings),
+        lambda: check_store(settings),
         lambda: check_database(settings),
         lambda: check_migrations(settings),
         lambda: check_connections(settings, processes),
@@ -76,7 +98,7 @@ def examine(settings: Settings, *, processes: int = 1, models: bool = True) -> I
         check_web_imports,
     ]
     if models:
-        checks.append(lambda: check_model(settings))
+        checks += [lambda: check_machine(settings), lambda: check_model(settings)]
     for check in checks:
         yield check()
 
@@ -103,16 +125,50 @@ def check_data_dir(settings: Settings) -> Finding:
     return Finding("data directory", True, f"{settings.data_dir}, {free >> 30} GB free")
 
 
-def check_database(settings: Settings) -> Finding:
-    """Whether the database responds and is new enough for `transaction_timeout`."""
+def check_store(settings: Settings) -> Finding:
+    """Whether an object can be written to the store, read and removed."""
+    probe, url = b"a probe of illume doctor " + os.urandom(16), redacted(settings.store)
+    remedy = (
+        "Correct ILLUME_STORE_URL and what gives access to it. Images, imports and training rounds wait until then."
+    )
+    store, folder = Store(settings.store), settings.store_folder
+    made = (
+        []
+        if folder is None
+        else [path for path in (folder / sha256(probe).hexdigest()[:2], folder) if not path.exists()]
+    )
     try:
-        with psycopg.connect(engine.libpq_url(settings.database_url), connect_timeout=3) as connection:
+        key = store.put_bytes(probe)
+        kept = store.read_bytes(key)
+        store.remove(key)
+    except StoreMisnamed as error:
+        return Finding("store", False, str(error), f"{remedy} Web servers and workers refuse to start.")
+    except (StoreAway, OSError, DomainError) as error:
+        reason = error.reason if isinstance(error, StoreAway) else str(error)
+        return Finding("store", False, f"{url}: {reason}", remedy)
+    finally:
+        for path in made:  # whoever asks may be another account than the one that is to write there
+            with contextlib.suppress(OSError):
+                path.rmdir()
+    if kept != probe:
+        return Finding("store", False, f"{url}: what was written is not what is read", remedy)
+    return Finding("store", True, str(folder or url))
+
+
+def check_database(settings: Settings) -> Finding:
+    """Whether the database responds, is new enough for `transaction_timeout`, and is ours for a whole connection."""
+    try:
+        url = engine.libpq_url(settings.database_url)
+        with psycopg.connect(url, connect_timeout=3) as connection:
             version = connection.info.server_version
+        shared = poolers.shares_connections(url)
     except (psycopg.Error, ValueError) as error:
         reason = connection_failure(error) if isinstance(error, psycopg.Error) else str(error)
         return Finding("database", False, reason, "Start it, or correct ILLUME_DATABASE_URL.")
     if version < 170000:
         return Finding("database", False, f"PostgreSQL {version // 10000}", "Illume needs PostgreSQL 17 or newer.")
+    if shared:
+        return Finding("database", False, poolers.SHARED, poolers.REMEDY)
     return Finding("database", True, f"PostgreSQL {version // 10000}.{version % 10000}")
 
 
@@ -147,10 +203,12 @@ def check_connections(settings: Settings, processes: int) -> Finding:
 def check_broker(settings: Settings) -> Finding:
     """Whether Redis responds."""
     try:
-        with redis.Redis.from_url(settings.redis_url, socket_connect_timeout=2, socket_timeout=2) as client:
+        with broker.connect(settings.redis_url, seconds=2) as client:
             version = client.info("server").get("redis_version", "?")
     except (redis.RedisError, ValueError) as error:
-        return Finding("broker", False, str(error), "Start Redis, or correct ILLUME_REDIS_URL. Work waits until then.")
+        return Finding(
+            "broker", False, broker.reason_of(error), "Start Redis, or correct ILLUME_REDIS_URL. Work waits until then."
+        )
     return Finding("broker", True, f"Redis {version}")
 
 
@@ -193,6 +251,94 @@ def check_model(settings: Settings) -> Finding:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
         return Finding("starter model", False, lines[-1], f"Restore {model} from the repository.")
     return Finding("starter model", True, "loads")
+
+
+def check_machine(settings: Settings) -> Finding:
+    """Whether this machine can load models as its settings say: their device, numbers, attention and bits."""
+    said = ask("illume.model.machine", machine_words(settings))
+    if "setting" in said:
+        return unavailable(settings, said["setting"], said["reason"])
+    if "error" in said:
+        return Finding("models", False, said["error"], "Set it up again: `make clean`, then `make demo`.")
+    if settings.accelerate_config:
+        try:
+            check_accelerate_file(
+                Path(settings.accelerate_config), quantization=settings.quantization, cards=said["cards"]
+            )
+        except JobError as error:
+            remedy = "Correct ILLUME_ACCELERATE_CONFIG or the file: a worker for models refuses to start."
+            return Finding("models", False, str(error), remedy)
+    chosen = [f"{name}={value}" for name, value in settings.machine.items() if value != MACHINE[name]]
+    return Finding("models", True, ", ".join([f"run on {said['device']} in {said['dtype']}", *chosen]))
+
+
+def unavailable(settings: Settings, name: str, reason: str) -> Finding:
+    """A setting of how models are loaded that this machine cannot meet."""
+    remedy = f"Unset ILLUME_{name.upper()}, or provide what it needs: a worker for models refuses to start."
+    return Finding("models", False, f"ILLUME_{name.upper()}={settings.machine[name]}: {reason}", remedy)
+
+
+def machine_words(settings: Settings) -> list[str]:
+    """The settings of how models are loaded, as options of a command of `illume`."""
+    return [word for name, value in settings.machine.items() for word in (f"--{name.replace('_', '-')}", value)]
+
+
+def ask(module: str, words: Sequence[str]) -> dict[str, Any]:
+    """What a module of `illume` prints in a process of its own; its last words as `error` if it is no JSON."""
+    command = [sys.executable, "-m", module, *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603 - our own
+    try:
+        said: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        return {"error": (done.stderr.strip().splitlines() or ["no reason given"])[-1]}
+    return said
+
+
+def estimate_memory(model: str) -> Iterator[Finding]:
+    """What a base model takes for sampling and for a training round, and on which devices of this machine it fits."""
+    settings = get_settings()
+    said = ask("illume.tuning.memory", [*machine_words(settings), "--", model])
+    if "setting" in said:
+        yield unavailable(settings, said["setting"], said["error"])
+        return
+    if "error" in said:
+        yield Finding("model", False, said["error"], "Name a folder, or a model on the hub that writes about images.")
+        return
+    rows = said["devices"]
+    first = rows[0]["estimate"]
+    counted = (
+        f"{first['parameters'] / 1e6:,.0f} million parameters, {first['adapter'] / 1e6:,.1f} million in an adapter"
+    )
+    yield Finding("model", True, f"{counted}; {first['token_bytes'] / 1e3:.0f} kB for each token of a text")
+    is_enough = any(row["estimate"]["round"] <= row["device"]["free"] for row in rows)
+    for row in rows:
+        yield device_finding(row["device"], row["estimate"], is_enough=is_enough)
+
+
+def device_finding(device: Mapping[str, Any], found: Mapping[str, Any], *, is_enough: bool) -> Finding:
+    """Whether a model fits on a device. It is no problem where another one has room: `is_enough`."""
+    free = device["free"]
+    fits = ["sampling"] if found["sampling"] <= free else []
+    if found["round"] <= free:
+        fits.append("training rounds")
+    elif found["round_checkpointed"] <= free:
+        fits.append("training rounds of projects with the setting 'Save memory'")
+    bits = "" if found["quantization"] == "none" else f" ({found['quantization']} weights)"
+    detail = (
+        f"{gigabytes(free)} free; about {gigabytes(found['sampling'])} for sampling in {found['dtype']}{bits}, "
+        f"{gigabytes(found['round'])} for a training round "
+        f"({gigabytes(found['round_checkpointed'])} with gradient checkpointing): "
+        + (f"fits {' and '.join(fits)}" if fits else "too large")
+    )
+    if len(fits) == 2 or is_enough:
+        return Finding(device["name"], True, detail)
+    remedy = f"Free memory, use a device with {gigabytes(max(found['sampling'], found['round']))}, or a smaller model."
+    return Finding(device["name"], False, detail, remedy)
+
+
+def gigabytes(size: float) -> str:
+    """A size as it is said."""
+    return f"{size / 1e9:,.1f} GB"
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

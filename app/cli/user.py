@@ -14,6 +14,7 @@ from app.db.sessions import session_scope
 from app.models import Role, User
 from app.services.accounts import users
 from app.services.kernel.actors import SYSTEM
+from app.settings import get_settings
 
 
 @click.group()
@@ -31,12 +32,21 @@ def user() -> None:
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input instead of generating one.")
 @data_dir_option
 def add(email: str, role: Role, name: str, slugs: tuple[str, ...], *, password_stdin: bool) -> None:
-    """Create an account and print its password. It cannot be shown again."""
-    password = read_password() if password_stdin else secrets.token_urlsafe(12)
+    """Create an account and print its password. It cannot be shown again.
+
+    With ILLUME_PASSWORDS=false the account has none: the person signs in with a provider that confirms this address.
+    """
+    password: str | None = None
+    if password_stdin:
+        password = read_password()
+    elif get_settings().passwords:
+        password = secrets.token_urlsafe(12)
     with prepared(), session_scope() as session:
         users.add_user(session, SYSTEM, email=email, role=role, password=password, project_slugs=slugs, name=name)
     say(f"Added {email} as {role}.")
-    if not password_stdin:
+    if password is None:
+        say("They sign in with a provider that confirms this address.")
+    elif not password_stdin:
         say(f"password: {password}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Mapping
 from select import POLLIN, poll
 from typing import Any, Protocol, cast
 
@@ -53,11 +54,26 @@ def libpq_url(url: str) -> str:
     return sqlalchemy_url(url).replace("postgresql+psycopg://", "postgresql://", 1)
 
 
-def connect_args(more: str = "") -> dict[str, Any]:
-    """Connection options: timeouts for locks, runaway statements and servers that are cut off."""
-    options = "-c lock_timeout=2000 -c statement_timeout=10000 -c transaction_timeout=10000 -c timezone=UTC -c jit=off"
-    named = {"application_name": "illume", "client_encoding": "utf8"}
-    return {"connect_timeout": 3, "options": f"{options} {more}".strip(), **named, **KEEPALIVES}
+# They are set by a statement on each new connection: poolers such as PgBouncer do not pass on those of the start.
+SERVER_SETTINGS = {
+    "lock_timeout": "2s",
+    "statement_timeout": "10s",
+    "transaction_timeout": "10s",
+    "timezone": "UTC",
+    "jit": "off",
+}
+CONNECT_ARGS: dict[str, Any] = {
+    "connect_timeout": 3,
+    "application_name": "illume",
+    "client_encoding": "utf8",
+    **KEEPALIVES,
+}
+
+
+def set_all(settings: Mapping[str, str]) -> bytes:
+    """A statement that gives a connection these settings; the names and values are ours."""
+    calls = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in settings.items())
+    return f"SELECT {calls}".encode()
 
 
 def make_engine(url: str, *, pool_size: int) -> Engine:
@@ -68,10 +84,23 @@ def make_engine(url: str, *, pool_size: int) -> Engine:
         max_overflow=0,
         pool_timeout=5,
         pool_use_lifo=True,  # a few connections with cached plans beat many that have to plan
-        connect_args=connect_args(),
+        connect_args=CONNECT_ARGS,
     )
+    limit_statements(engine)
     ping_after_idling(engine)
     return engine
+
+
+def limit_statements(engine: Engine) -> None:
+    """Give each new connection of `engine` the limits for locks and runaway statements."""
+    statement = set_all(SERVER_SETTINGS)
+
+    def set_up(connection: psycopg.Connection[Any], _record: ConnectionPoolEntry) -> None:
+        connection.autocommit = True  # one round trip, and no rollback takes it back
+        connection.execute(statement)
+        connection.autocommit = False
+
+    event.listen(engine, "connect", set_up)
 
 
 class Socket(Protocol):

@@ -20,7 +20,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
 from app.db.batches import BEGIN, COMMIT, BatchConnection, Row
-from app.db.engine import connect_args, has_unread_data, libpq_url
+from app.db.engine import CONNECT_ARGS, SERVER_SETTINGS, has_unread_data, libpq_url, set_all
 
 # Every lookup here is by key, so one generic plan serves all values. A plan that was made while a table was nearly
 # empty would scan the whole table until the next ANALYZE.
@@ -107,12 +107,11 @@ class JudgingPool:
 
     async def open(self) -> None:
         """Get ready. No connection is made yet, so a database that is away does not matter here."""
-        options = " ".join(f"-c {name}={value}" for name, value in PLANNER.items())
         self._pool = AsyncConnectionPool(
             libpq_url(self._url),
             connection_class=BatchConnection,
-            kwargs={**connect_args(options), "autocommit": True},
-            configure=leave_json_as_bytes,
+            kwargs={**CONNECT_ARGS, "autocommit": True},
+            configure=set_up,
             check=check_connection,
             min_size=0,
             max_size=self._size,
@@ -161,8 +160,9 @@ class JudgingPool:
             raise wrap_driver_error(psycopg.OperationalError("the database server does not answer")) from error
 
 
-async def leave_json_as_bytes(connection: BatchConnection) -> None:
-    """Set up a new connection."""
+async def set_up(connection: BatchConnection) -> None:
+    """Set up a new connection: its limits and its planner, and JSON as bytes."""
+    await connection.execute(set_all({**SERVER_SETTINGS, **PLANNER}))
     connection.adapters.register_loader("jsonb", JsonBytesLoader)
 
 

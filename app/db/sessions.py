@@ -9,6 +9,7 @@ from datetime import datetime
 
 from sqlalchemy import BigInteger, ColumnElement, any_, cast, func
 from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import InstrumentedAttribute, Session, sessionmaker
 
 from app.db.engine import get_engine
@@ -32,9 +33,22 @@ def database_now(session: Session) -> datetime:
 
 @contextlib.contextmanager
 def session_scope() -> Iterator[Session]:
-    """A session that commits at the end and rolls back on an error, for workers, commands and streams."""
-    with session_factory()() as session, session.begin():
-        yield session
+    """A session that commits at the end and rolls back on an error, for workers, commands and streams.
+
+    The error stays what it was where the rollback fails too, as it does once PostgreSQL has ended the connection.
+    """
+    failed: Exception | None = None
+    try:
+        with session_factory()() as session, session.begin():
+            try:
+                yield session
+            except Exception as error:
+                failed = error
+                raise
+    except SQLAlchemyError:
+        if failed is None:
+            raise
+        raise failed from failed.__cause__
 
 
 def open_session(session: Session | None) -> contextlib.AbstractContextManager[Session]:

@@ -12,10 +12,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope
 
 from app.http.minimum_rate import MinimumRate
+from illume.phrases import _
 
-TOO_SLOW = "The request's body arrived too slowly: try again on a better connection."
-CLIENT_LEFT = "The client went away before its request was complete."
-TOO_MANY_AT_ONCE = "Too many uploads from this address are still running: wait until some of them are complete."
+TOO_SLOW = _("The request's body arrived too slowly: try again on a better connection.")
+CLIENT_LEFT = _("The client went away before its request was complete.")
+TOO_MANY_AT_ONCE = _("Too many uploads from this address are still running: wait until some of them are complete.")
 BODIES_PER_ADDRESS = 64
 """How many small bodies of one address may be arriving at once. A critic's body comes with its head."""
 UPLOADS_PER_ADDRESS = 8

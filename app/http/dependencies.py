@@ -32,10 +32,11 @@ from app.services.judging.rows import start_round_if_due
 from app.services.kernel.actors import Actor, require_scope
 from app.services.kernel.rights import Right
 from app.services.projects import projects
+from illume.phrases import _
 
 log = logging.getLogger(__name__)
 SESSION_COOKIE = "illume_session"
-SEND_A_CREDENTIAL = "Send a token: Authorization: Bearer TOKEN."
+SEND_A_CREDENTIAL = _("Send a token: Authorization: Bearer TOKEN.")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 

@@ -1,8 +1,7 @@
-"""What the headers of a request alone decide: its host, the encoding of its body, the cookies that are read, HEAD."""
+"""What a request's path and headers alone decide: sub-path, host, encoding of the body, cookies that are read, HEAD."""
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -13,7 +12,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http.gate import Refuse
-from app.settings import Settings, names_in
+from app.settings import Settings, get_settings, is_loopback_name, names_in, path_in_app, path_to
 
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 ANY_HOST = re.compile(r"/healthz|/readyz|/metrics")
@@ -44,14 +43,36 @@ class Hosts:
         return name in self.names or name == own_address or is_loopback_name(name)
 
 
-def is_loopback_name(name: str) -> bool:
-    """Whether only this machine is meant by `name`."""
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
+class SubPath:
+    """ASGI middleware for an installation below a path of its host, such as `/illume`.
+
+    A proxy may pass that path on or take it off. Inside it is the root path of ASGI: URLs of requests have it, routes
+    do not, nor has `path_in_app`. Redirects name paths of the application; they get it here.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, below the sub-path."""
+        sub_path = get_settings().sub_path
+        if scope["type"] != "http" or not sub_path:
+            await self.app(scope, receive, send)
+            return
+        scope = {**scope, "root_path": sub_path}
+        if not f"{scope['path']}/".startswith(f"{sub_path}/"):
+            scope["path"] = sub_path + scope["path"]
+            scope["raw_path"] = sub_path.encode() + (scope.get("raw_path") or b"")
+
+        async def send_below(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    (name, path_to(value.decode("latin-1")).encode("latin-1") if name == b"location" else value)
+                    for name, value in message.get("headers", ())
+                ]
+            await send(message)
+
+        await self.app(scope, receive, send_below)
 
 
 class Door:
@@ -66,6 +87,7 @@ class Door:
         """Pass the request on, or refuse it."""
         if scope["type"] == "http":
             drop_escaped_cookies(scope)
+            drop_repeated_cookies(scope)
             problem = self._host_problem(scope) or encoding_problem(scope)
             if problem is not None:
                 await self.refuse(Request(scope), *problem)(scope, receive, send)
@@ -73,7 +95,7 @@ class Door:
         await self.app(scope, receive, send)
 
     def _host_problem(self, scope: Scope) -> tuple[int, str] | None:
-        if ANY_HOST.fullmatch(scope["path"]):
+        if ANY_HOST.fullmatch(path_in_app(scope["path"])):
             return None
         own_address = str((scope.get("server") or ("",))[0])
         for name, value in scope["headers"]:
@@ -94,6 +116,27 @@ def drop_escaped_cookies(scope: Scope) -> None:
             (name, b";".join(one for one in value.split(b";") if b"\\" not in one) if name == b"cookie" else value)
             for name, value in scope["headers"]
         ]
+
+
+def drop_repeated_cookies(scope: Scope) -> None:
+    """Of several cookies with one name, keep the first: browsers send those of longer paths first, so it is ours.
+
+    Another installation on the host, above our sub-path, has cookies of the same names.
+    """
+    names: set[bytes] = set()
+    headers = []
+    for name, value in scope["headers"]:
+        if name == b"cookie":
+            pairs = value.split(b";")
+            kept = []
+            for pair in pairs:
+                key = pair.partition(b"=")[0].strip() if b"=" in pair else b""  # a value without a name
+                if key not in names:
+                    kept.append(pair)
+                names.add(key)
+            value = b";".join(kept)
+        headers.append((name, value))
+    scope["headers"] = headers
 
 
 def encoding_problem(scope: Scope) -> tuple[int, str] | None:

@@ -21,8 +21,10 @@ from app.models import Image
 from app.services.kernel.actors import Actor
 from app.services.prompts import images
 from app.services.prompts.decoding import MAX_BYTES
+from illume.phrases import _
 
-MAX_FIELDS = 500
+MAX_FIELDS = 600
+"""The most fields of a form: a policy of 100 categories has five for each."""
 CREDENTIAL_BYTES = 8 * 1024
 """The longest field of a form that strangers send: an address, or a password of 1,000 characters."""
 FIELD_BYTES = 96 * 1024
@@ -106,7 +108,9 @@ async def read_query(request: Request, *, fields: int, field_bytes: int) -> Form
     async for piece in request.stream():
         body += piece
         if len(body) > QUERY_BYTES:  # the routes of uploads take more, as a stream of parts
-            error = TooLarge(f"The form is over {QUERY_BYTES >> 20} MB: send files as multipart/form-data.")
+            error = TooLarge(
+                _("The form is over %(value)s MB: send files as multipart/form-data.", value=QUERY_BYTES >> 20)
+            )
             return UnreadForm(error, FormData())
     if len(body) > LARGE_FORM:
         return await run_in_threadpool(parse_query, body, fields, field_bytes)
@@ -122,12 +126,12 @@ def parse_query(body: bytes | bytearray, fields: int, field_bytes: int) -> FormD
     try:
         text.encode()
         if len(pieces) > fields:
-            raise TooLarge(f"The form has over {fields} fields.")
+            raise TooLarge(_("The form has over %(fields)s fields.", fields=fields))
         for name, value in found:
             for part in (name, value):
                 check_field(name, part, field_bytes)
     except UnicodeEncodeError:
-        return UnreadForm(Invalid("The form is not UTF-8."), form)
+        return UnreadForm(Invalid(_("The form is not UTF-8.")), form)
     except (Invalid, TooLarge) as error:
         return UnreadForm(error, form)
     return form
@@ -145,7 +149,9 @@ def check_field(name: str, text: str, field_bytes: int) -> None:
 
 def too_long(name: str, field_bytes: int) -> TooLarge:
     """The error for a field that is too long."""
-    return TooLarge(f"{printable(name)}: is over {field_bytes >> 10} kB.", field=printable(name))
+    return TooLarge(
+        _("%(name)s: is over %(value)s kB.", name=printable(name), value=field_bytes >> 10), field=printable(name)
+    )
 
 
 def printable(name: str) -> str:

@@ -19,6 +19,8 @@ from app.errors import DomainError
 from app.http.bodies import BODIES_PER_ADDRESS, UPLOADS_PER_ADDRESS, Arrivals, ClientLeft, timed
 from app.http.minimum_rate import MinimumRate
 from app.services.kernel import traffic
+from app.settings import path_in_app
+from illume.phrases import _
 
 FREE = re.compile(r"/(static|help)/.*|/healthz|/readyz|/favicon\.ico|/api/v1/openapi\.json")
 IMAGES = re.compile(r"/api/v1/images/[^/]*")
@@ -40,8 +42,8 @@ UPLOADS: tuple[tuple[re.Pattern[str], int], ...] = (
 """The paths that take more than `SMALL_BODY`, and how much. Their routes read the body before the database."""
 
 Kind = Literal["requests", "judging", "images", "uploads", "streams", "callers", "scrapes"]
-BUSY = "The server is busy: try again in a few seconds."
-OTHERS_DOWNLOAD = "Too many downloads are running: try again in a few minutes."
+BUSY = _("The server is busy: try again in a few seconds.")
+OTHERS_DOWNLOAD = _("Too many downloads are running: try again in a few minutes.")
 
 Refuse = Callable[[Request, int, str], Response]
 """Makes the answer to a refused request: of a request, a status and a sentence."""
@@ -183,9 +185,9 @@ class Place:
 
 def kind_of(scope: Scope) -> Kind | None:
     """Which places a request needs; None when it needs none."""
-    if scope["type"] != "http" or FREE.fullmatch(scope["path"]):
+    if scope["type"] != "http" or FREE.fullmatch(path_in_app(scope["path"])):
         return None
-    path = scope["path"]
+    path = path_in_app(scope["path"])
     if SCRAPES.fullmatch(path):
         return "scrapes"
     if scope["method"] == "GET":
@@ -207,7 +209,7 @@ def is_upload(scope: Scope) -> bool:
 
 def largest_body(scope: Scope) -> int:
     """How many bytes the body of a request to this path may have."""
-    return next((largest for paths, largest in UPLOADS if paths.fullmatch(scope["path"])), SMALL_BODY)
+    return next((largest for paths, largest in UPLOADS if paths.fullmatch(path_in_app(scope["path"]))), SMALL_BODY)
 
 
 def body_length(scope: Scope) -> int:

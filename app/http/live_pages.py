@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.http.dependencies import SESSION_COOKIE, OpenSession
 from app.services.accounts.passwords import hash_secret
 from app.services.read_models import change_tokens
+from app.settings import path_in_app
 
 LIVE_PATHS = re.compile(r"/admin/projects/([^/]+)(?:/rounds|/rounds/\d+|/versions|/comparisons/\d+|/imports/\d+)?")
 MAX_PAGES = 512
@@ -61,13 +62,17 @@ class LivePageCache:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer from the cache, or pass the request on and cache the response."""
-        found = LIVE_PATHS.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "GET" else None
+        found = (
+            LIVE_PATHS.fullmatch(path_in_app(scope["path"]))
+            if scope["type"] == "http" and scope["method"] == "GET"
+            else None
+        )
         request = Request(scope, receive) if found else None
         cookie = request.cookies.get(SESSION_COOKIE) if request and request.headers.get("hx-request") else None
         if found is None or request is None or not cookie:
             await self.app(scope, receive, send)
             return
-        key = (scope["path"], scope["query_string"], hash_secret(cookie))
+        key = (path_in_app(scope["path"]), scope["query_string"], hash_secret(cookie))
         # Of several tabs that ask at once, one has the page rendered and the others share the result.
         async with self.locks.setdefault(key, asyncio.Lock()):
             freshness = await run_sync(

@@ -19,7 +19,9 @@ from starlette.responses import Response
 from app.errors import DomainError, Invalid, NotFound, TooLarge, TooMany, Unauthenticated, Unavailable, printable
 from app.http.headers import HEADERS
 from app.http.responses import Problem
-from illume.validation import describe_problem
+from app.settings import path_in_app
+from illume.phrases import _
+from illume.validation import describe_problem, name_problem, split_place
 
 log = logging.getLogger(__name__)
 ErrorPage = Callable[[Request, int, str, str, Mapping[str, str]], Response]
@@ -27,13 +29,13 @@ ErrorPage = Callable[[Request, int, str, str, Mapping[str, str]], Response]
 MACHINE_PATHS = ("/api/", "/metrics", "/healthz", "/readyz")
 API_PAGE = "/api/docs"
 """The one page for people among the paths of programs."""
-DATABASE_UNREACHABLE = Unavailable("The database cannot be reached at the moment: try again in a few seconds.")
+DATABASE_UNREACHABLE = Unavailable(_("The database cannot be reached at the moment: try again in a few seconds."))
 DISK_FULL = Unavailable(
-    "The server's disk is full. Nothing was changed. Please tell the administrator.",
+    _("The server's disk is full. Nothing was changed. Please tell the administrator."),
     retry_after=30,
 )
-TITLES = {413: TooLarge.title, 414: "Address too long", 421: "Unknown host", 503: Unavailable.title}
-CONTENTION = Unavailable("Someone else is changing this at the moment: try again.", retry_after=1)
+TITLES = {413: TooLarge.title, 414: _("Address too long"), 421: _("Unknown host"), 503: Unavailable.title}
+CONTENTION = Unavailable(_("Someone else is changing this at the moment: try again."), retry_after=1)
 
 
 def render(request: Request, error: DomainError) -> Response:
@@ -57,7 +59,7 @@ def error_response(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Return an error as problem+json for a program, or as a page or a toast for a person."""
-    path = request.scope["path"]
+    path = path_in_app(request.scope["path"])
     if path.startswith(MACHINE_PATHS) and path != API_PAGE:
         return Problem(status, title, detail, extra=extra, headers=headers)
     kept = {name: value for name, value in (headers or {}).items() if name != "WWW-Authenticate"}
@@ -95,7 +97,7 @@ def to_domain_error(error: Exception) -> DomainError | None:
     if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
         return DATABASE_UNREACHABLE
     if isinstance(error, DataError):
-        return Invalid("Something in the request cannot be stored: a character or a number is out of range.")
+        return Invalid(_("Something in the request cannot be stored: a character or a number is out of range."))
     if isinstance(error, IntegrityError) and isinstance(cause, psycopg.errors.UniqueViolation):
         return CONTENTION
     return None
@@ -108,7 +110,7 @@ def response_for(request: Request, error: DomainError | DBAPIError | PoolTimeout
     known = to_domain_error(error)
     if known is None:
         raise error
-    log.warning("%s %s: %s", request.method, request.scope["path"], str(error).splitlines()[0])
+    log.warning("%s %s: %s", request.method, path_in_app(request.scope["path"]), str(error).splitlines()[0])
     return render(request, known)
 
 
@@ -126,7 +128,7 @@ def install(app: FastAPI, *, error_page: ErrorPage) -> None:
     def on_system_error(request: Request, error: OSError) -> Response:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise error
-        log.error("%s %s: the disk is full: %s", request.method, request.scope["path"], error)
+        log.error("%s %s: the disk is full: %s", request.method, path_in_app(request.scope["path"]), error)
         return render(request, DISK_FULL)
 
     @app.exception_handler(RequestValidationError)
@@ -136,17 +138,19 @@ def install(app: FastAPI, *, error_page: ErrorPage) -> None:
     @app.exception_handler(HTTPException)
     def on_http_error(request: Request, error: HTTPException) -> Response:
         if error.status_code == 404:
-            return render(request, NotFound("There is no such page." if error.detail == "Not Found" else error.detail))
+            return render(
+                request, NotFound(_("There is no such page.") if error.detail == "Not Found" else error.detail)
+            )
         detail = str(error.detail)
         if error.status_code == 405 and detail == http.HTTPStatus(405).phrase:
-            detail = f"This address takes no {request.method} requests."
+            detail = _("This address takes no %(method)s requests.", method=request.method)
         return error_response(request, error.status_code, title_of(error.status_code), detail, headers=error.headers)
 
     @app.exception_handler(Exception)
     def on_fault(request: Request, error: Exception) -> Response:
-        log.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
-        detail = "Something went wrong on the server, and the error has been logged. Nothing was changed."
-        response = error_response(request, 500, "Internal error", detail)
+        log.error("%s %s failed", request.method, path_in_app(request.scope["path"]), exc_info=error)
+        detail = _("Something went wrong on the server, and the error has been logged. Nothing was changed.")
+        response = error_response(request, 500, _("Internal error"), detail)
         for name, value in HEADERS.items():
             response.headers.setdefault(name, value)
         return response
@@ -158,8 +162,9 @@ def to_invalid(error: RequestValidationError) -> Invalid:
     for one in error.errors():
         where = [str(part) for part in one["loc"] if part not in ("body", "query", "path", "header")]
         field = ".".join(where) or str(one["loc"][0])
-        reason = "is not valid JSON" if one["type"] == "json_invalid" else describe_problem(one)
+        reason = _("is not valid JSON") if one["type"] == "json_invalid" else describe_problem(one)
         field = "body" if one["type"] == "json_invalid" else printable(field)
+        field, reason = split_place(field, reason)
         found.append({"field": field, "detail": printable(reason)})
     first = found[0]
-    return Invalid(f"{first['field']}: {first['detail']}.", field=first["field"], errors=found)
+    return Invalid(name_problem(first["field"], first["detail"]), field=first["field"], errors=found)

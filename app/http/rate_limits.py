@@ -16,6 +16,7 @@ from limits.storage import RedisStorage
 from limits.strategies import FixedWindowRateLimiter
 from starlette.types import Scope
 
+from app import broker
 from app.errors import TooMany
 from app.services.kernel.actors import Actor
 from app.settings import get_settings
@@ -59,8 +60,8 @@ class UsageCounter:
         self._own = OwnWindows()
         self._shared = None
         if redis_url:
-            options = {"socket_timeout": REDIS_TIMEOUT, "socket_connect_timeout": REDIS_TIMEOUT}
-            storage = RedisStorage(redis_url, wrap_exceptions=True, **options)  # type: ignore[arg-type]
+            pool = broker.connect(redis_url, seconds=REDIS_TIMEOUT).connection_pool
+            storage = RedisStorage("redis://", connection_pool=pool, wrap_exceptions=True)
             self._shared = FixedWindowRateLimiter(storage)
         self._paused_until = 0.0
 

@@ -16,16 +16,19 @@ from app.models.content import (
     PromptImage,
     SettingRevision,
 )
+from app.models.engines import AdapterState, Engine, EngineAdapter, EngineState
 from app.models.erasures import Erasure, ErasureKind, ErasureState, StoreRemoval
 from app.models.judging import Assignment, IdempotencyKey, Pick, Verdict
-from app.models.one_time_links import LinkPurpose, OneTimeLink
+from app.models.machine_critics import CandidateScore, CriticJob, MachineAccept
 from app.models.operations import AuditEvent, Count, CountDelta, DeviceClaim, Webhook, WebhookDelivery, Worker
+from app.models.policies import Policy, PolicyVersion
 from app.models.quality import ClaimPosition, CriticStanding, GoldPrompt, PracticeAnswer, ReturnedVerdict, Review
 from app.models.search import AgreementPosition, PromptWords, SetAgreement
 from app.models.states import (
     AssignmentState,
     CandidateSetState,
     CandidateSource,
+    CriticState,
     DeliveryState,
     ImportState,
     PromptState,
@@ -35,17 +38,30 @@ from app.models.states import (
     Role,
     RoundState,
     RoundTrigger,
+    SamplingFailure,
     Scope,
+    Selection,
     SnapshotItemRole,
     SnapshotKind,
     Split,
     VerdictKind,
     VerdictState,
+    VersionKind,
 )
 from app.models.training import Evaluation, ModelVersion, Round, RoundEvent, Snapshot, SnapshotItem
-from app.models.users import Membership, SignInAttempt, Token, User, WebSession
+from app.models.users import (
+    LinkPurpose,
+    Membership,
+    OneTimeLink,
+    ProviderIdentity,
+    SignInAttempt,
+    Token,
+    User,
+    WebSession,
+)
 
 __all__ = [
+    "AdapterState",
     "AgreementPosition",
     "Assignment",
     "AssignmentState",
@@ -53,6 +69,7 @@ __all__ = [
     "Base",
     "BaseCheck",
     "Candidate",
+    "CandidateScore",
     "CandidateSet",
     "CandidateSetState",
     "CandidateSource",
@@ -63,9 +80,14 @@ __all__ = [
     "ComparisonState",
     "Count",
     "CountDelta",
+    "CriticJob",
     "CriticStanding",
+    "CriticState",
     "DeliveryState",
     "DeviceClaim",
+    "Engine",
+    "EngineAdapter",
+    "EngineState",
     "Erasure",
     "ErasureKind",
     "ErasureState",
@@ -79,11 +101,14 @@ __all__ = [
     "ImportState",
     "ImportedRow",
     "LinkPurpose",
+    "MachineAccept",
     "Membership",
     "ModelTrial",
     "ModelVersion",
     "OneTimeLink",
     "Pick",
+    "Policy",
+    "PolicyVersion",
     "PracticeAnswer",
     "Preference",
     "Preferred",
@@ -92,6 +117,7 @@ __all__ = [
     "PromptImage",
     "PromptState",
     "PromptWords",
+    "ProviderIdentity",
     "Purpose",
     "ReturnedVerdict",
     "Review",
@@ -102,8 +128,10 @@ __all__ = [
     "RoundEvent",
     "RoundState",
     "RoundTrigger",
+    "SamplingFailure",
     "SamplingPause",
     "Scope",
+    "Selection",
     "SetAgreement",
     "SettingRevision",
     "SignInAttempt",
@@ -118,6 +146,7 @@ __all__ = [
     "Verdict",
     "VerdictKind",
     "VerdictState",
+    "VersionKind",
     "WebSession",
     "Webhook",
     "WebhookDelivery",

@@ -8,7 +8,7 @@ from enum import StrEnum
 from sqlalchemy import BigInteger, ForeignKey, Identity, Index, String, Text, func
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.base import Base
+from app.db.base import Base, StoredPhrase
 from app.models.states import EnumText, enum_check
 
 
@@ -34,6 +34,7 @@ class BaseCheck(Base):
     base_model: Mapped[str] = mapped_column(String(500))
     state: Mapped[CheckState] = mapped_column(EnumText(CheckState), server_default=CheckState.queued.value)
     detail: Mapped[str] = mapped_column(Text, server_default="")
+    detail_phrase: Mapped[StoredPhrase]
     pictures_first: Mapped[bool | None]
     created_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -46,14 +47,15 @@ class SamplingPause(Base):
     __tablename__ = "sampling_pauses"
 
     project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
-    version_id: Mapped[int] = mapped_column(ForeignKey("model_versions.id", ondelete="CASCADE"))
+    version_id: Mapped[int] = mapped_column(ForeignKey("model_versions.id", ondelete="CASCADE"), primary_key=True)
     reason: Mapped[str] = mapped_column(Text)
+    reason_phrase: Mapped[StoredPhrase]
     tries: Mapped[int] = mapped_column(server_default="1")
     until: Mapped[datetime]
 
 
 class ModelTrial(Base):
-    """A project's version that a worker loads or samples with now; one that a dead worker left counts against it."""
+    """A project's version that a worker uses now; one that a dead worker left counts against it."""
 
     __tablename__ = "model_trials"
 

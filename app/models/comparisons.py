@@ -8,7 +8,7 @@ from enum import StrEnum
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, Text, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.base import Base
+from app.db.base import Base, StoredPhrase
 from app.models.states import EnumText, enum_check
 
 
@@ -48,6 +48,7 @@ class Comparison(Base):
     each: Mapped[int] = mapped_column(server_default="1")
     gate: Mapped[bool] = mapped_column(server_default=text("false"))
     outcome: Mapped[str] = mapped_column(Text, server_default="")
+    outcome_phrase: Mapped[StoredPhrase]
     created_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     closed_at: Mapped[datetime | None]

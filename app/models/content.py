@@ -22,9 +22,19 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from app.db.base import Base
+from app.db.base import Base, StoredPhrase
 from app.db.types import Xid8
-from app.models.states import CandidateSetState, CandidateSource, EnumText, ImportState, PromptState, Split, enum_check
+from app.models.states import (
+    CandidateSetState,
+    CandidateSource,
+    EnumText,
+    ImportState,
+    PromptState,
+    SamplingFailure,
+    Selection,
+    Split,
+    enum_check,
+)
 
 
 class Project(Base):
@@ -98,7 +108,8 @@ class Prompt(Base):
     `parts` are as REST shows them, each image by its sha256; None in the short form, which is all images and then the
     question. Of a prompt with parts `question` is its texts, joined by spaces. `has_accepted`: the prompt has an
     accepted rationale. `fresh`: it got one since the last snapshot; fresh prompts start rounds. A trigger stores in
-    `fresh_xid` which transaction made it fresh.
+    `fresh_xid` which transaction made it fresh. `fields` are the gold values of a structured answer, given under the
+    policy of `policy_version_id`.
     """
 
     __tablename__ = "prompts"
@@ -113,6 +124,9 @@ class Prompt(Base):
         UniqueConstraint("project_id", "external_id"),
         Index("ix_prompts_project_id_id", "project_id", "id"),
         Index("ix_prompts_project_id_state_id", "project_id", "state", "id"),
+        Index(
+            "ix_prompts_policy_version_id", "policy_version_id", postgresql_where=text("policy_version_id IS NOT NULL")
+        ),
         Index("ix_prompts_val", "project_id", "id", postgresql_where=text("split = 'val'")),
         Index("ix_prompts_fresh", "project_id", "fresh_xid", postgresql_where=text("fresh")),
         Index(
@@ -142,6 +156,8 @@ class Prompt(Base):
     references: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))
     extra: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'::jsonb"))
     priority: Mapped[int] = mapped_column(server_default="0")
+    policy_version_id: Mapped[int | None] = mapped_column(ForeignKey("policy_versions.id"))
+    fields: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     has_accepted: Mapped[bool] = mapped_column(server_default=text("false"))
     fresh: Mapped[bool] = mapped_column(server_default=text("false"))
     fresh_xid: Mapped[int | None] = mapped_column(Xid8)
@@ -167,15 +183,22 @@ class CandidateSet(Base):
     """What one version, or an import, offered for one prompt.
 
     `slots` is how many critics may judge it, and `taken` how many slots are open or judged. `spread` is the standard
-    deviation of its candidates' mean log-probabilities. `rank` is the order in which sets are offered, smallest first:
-    by priority, and within a priority by `lift`, which is derived from the spread if the project wants that. While
-    `sampling`, the lease (`worker`, `beats_at`, `fence`) names the worker.
+    deviation of its candidates' mean log-probabilities, and `doubt`, from 0 to 1, how unsure the machine critic is, of
+    version `rated_by`; that is 0 before one has rated it.
+    `rank` is the order in which sets are offered, smallest first: by priority, and within a priority by `lift`, which
+    is derived from one of these if the project wants that. `selection` says how its candidates were chosen, and
+    `selected_by` which version of a machine critic was asked, also where they were left as they came; both are null
+    where none was. While `sampling`, the lease (`worker`, `beats_at`, `fence`) names the worker. Of a set that
+    `failed`, `error` says why, and `failure` what kind of reason that is.
     """
 
     __tablename__ = "candidate_sets"
     __table_args__ = (
         enum_check("state", CandidateSetState),
         enum_check("source", CandidateSource),
+        enum_check("failure", SamplingFailure),
+        enum_check("selection", Selection),
+        CheckConstraint("(selection IS NULL) = (selected_by IS NULL)", name="selection_by_a_critic"),
         CheckConstraint("taken BETWEEN 0 AND slots", name="taken_within_slots"),
         Index(
             "ix_candidate_sets_claimable",
@@ -186,6 +209,14 @@ class CandidateSet(Base):
             postgresql_where=text("state = 'ready' AND taken < slots"),
         ),
         Index("ix_candidate_sets_prompt_id", "prompt_id"),
+        Index(
+            "ix_candidate_sets_rated",
+            "project_id",
+            "rated_by",
+            "id",
+            postgresql_where=text("state IN ('ready', 'replaced')"),
+        ),
+        Index("ix_candidate_sets_selected_by", "selected_by", postgresql_where=text("selected_by IS NOT NULL")),
         Index("ix_candidate_sets_version_id_prompt_id", "version_id", "prompt_id"),
         Index("ix_candidate_sets_sampling", "project_id", postgresql_where=text("state = 'sampling'")),
         Index(
@@ -203,8 +234,12 @@ class CandidateSet(Base):
     answer_source: Mapped[str | None] = mapped_column(String(8))
     priority: Mapped[int] = mapped_column(server_default="0")
     spread: Mapped[float | None]
+    doubt: Mapped[float | None]
+    rated_by: Mapped[int] = mapped_column(BigInteger, server_default="0")
     lift: Mapped[float] = mapped_column(server_default="0")
     rank: Mapped[float] = mapped_column(Computed("(- priority)::double precision - lift", persisted=True))
+    selection: Mapped[Selection | None] = mapped_column(EnumText(Selection))
+    selected_by: Mapped[int | None] = mapped_column(ForeignKey("model_versions.id"))
     slots: Mapped[int] = mapped_column(server_default="1")
     taken: Mapped[int] = mapped_column(server_default="0")
     worker: Mapped[str | None] = mapped_column(String(200))
@@ -212,13 +247,20 @@ class CandidateSet(Base):
     fence: Mapped[int] = mapped_column(BigInteger, server_default="0")
     tries: Mapped[int] = mapped_column(server_default="0")
     error: Mapped[str | None] = mapped_column(Text)
+    error_phrase: Mapped[StoredPhrase]
+    failure: Mapped[SamplingFailure | None] = mapped_column(EnumText(SamplingFailure))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     candidates: Mapped[list[Candidate]] = relationship(lazy="raise", order_by="Candidate.position")
 
 
 class Candidate(Base):
-    """One rationale of a candidate set. `mean_logprob` is in nats per token."""
+    """One rationale of a candidate set. `mean_logprob` is in nats per token.
+
+    A `spare` one was sampled to choose from and is shown to nobody. That stays so once somebody has claimed the set.
+    Where the project has answer fields, `text` is a whole answer as JSON and `fields` its values; of an invalid one
+    `invalid` says what is wrong (`illume.fields.answers.REASONS`), and there are no `fields`.
+    """
 
     __tablename__ = "candidates"
     __table_args__ = (UniqueConstraint("candidate_set_id", "position"),)
@@ -231,6 +273,9 @@ class Candidate(Base):
     seed: Mapped[int | None] = mapped_column(BigInteger)
     mean_logprob: Mapped[float | None]
     n_tokens: Mapped[int | None]
+    fields: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    invalid: Mapped[str | None] = mapped_column(String(32))
+    spare: Mapped[bool] = mapped_column(server_default="false")
 
 
 class Import(Base):
@@ -257,6 +302,7 @@ class Import(Base):
     rejected: Mapped[int] = mapped_column(server_default="0")
     tries: Mapped[int] = mapped_column(server_default="0")
     error: Mapped[str | None] = mapped_column(Text)
+    error_phrase: Mapped[StoredPhrase]
     worker: Mapped[str | None] = mapped_column(String(200))
     beats_at: Mapped[datetime | None]
     fence: Mapped[int] = mapped_column(BigInteger, server_default="0")
@@ -274,6 +320,7 @@ class ImportProblem(Base):
     line: Mapped[int] = mapped_column(primary_key=True)
     field: Mapped[str | None] = mapped_column(String(200))
     reason: Mapped[str] = mapped_column(Text)
+    reason_phrase: Mapped[StoredPhrase]
 
 
 class ImportedRow(Base):

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import BigInteger, ForeignKey, Identity, Index, String, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.base import Base
+from app.db.base import Base, StoredPhrase
 from app.models.states import EnumText, enum_check
 
 
@@ -46,6 +46,7 @@ class Erasure(Base):
     state: Mapped[ErasureState] = mapped_column(EnumText(ErasureState), server_default=ErasureState.open.value)
     counts: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
     error: Mapped[str | None] = mapped_column(Text)
+    error_phrase: Mapped[StoredPhrase]
     created_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     finished_at: Mapped[datetime | None]

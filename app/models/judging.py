@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import BigInteger, CheckConstraint, FetchedValue, ForeignKey, Identity, Index, String, Text, func, text
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db.base import Base
@@ -27,7 +27,7 @@ class Assignment(Base):
     `project_id` is that of the set. It is no foreign key: with one, all critics would lock the project's one row, at a
     cost that grows with their number. `shown` is the order in which the candidates are shown, as ids. Only an
     assignment for `work` takes a slot. `repeat`: imported from elsewhere, where the same critic had judged the same set
-    before.
+    before. `is_blind`: its critic rates the image before any candidate is shown; `blind` are these values.
     """
 
     __tablename__ = "assignments"
@@ -53,6 +53,12 @@ class Assignment(Base):
         Index("ix_assignments_open", "critic_id", "project_id", "id", postgresql_where=text("state = 'open'")),
         Index("ix_assignments_expires", "expires_at", postgresql_where=text("state = 'open'")),
         Index("ix_assignments_critic_id_id", "critic_id", "id"),
+        Index(
+            "ix_assignments_rated",
+            "critic_id",
+            "candidate_set_id",
+            postgresql_where=text("state = 'lapsed' AND blind IS NOT NULL"),
+        ),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
@@ -67,6 +73,9 @@ class Assignment(Base):
     claimed_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime]
     extensions: Mapped[int] = mapped_column(server_default="0")
+    is_blind: Mapped[bool] = mapped_column(server_default=text("false"))
+    blind: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    blind_at: Mapped[datetime | None]
 
 
 class Verdict(Base):
@@ -76,7 +85,8 @@ class Verdict(Base):
     it. `deleted`: it was erased and is only a tombstone; `xid` is then that of the erasure. `xid` orders the feed by
     commit. `weight` is how reliable its critic was when it was given. `exhaustive`: its critic looked at
     all candidates, so that those not picked were rejected. `rationale_key` is the normalised form of the critic's own
-    rationale; equal keys are the same rationale.
+    rationale; equal keys are the same rationale. `fields` are the values of the answer's other fields, where the
+    project has such fields.
     """
 
     __tablename__ = "verdicts"
@@ -116,6 +126,7 @@ class Verdict(Base):
     comment: Mapped[str | None] = mapped_column(Text)
     seconds: Mapped[float | None]
     exhaustive: Mapped[bool] = mapped_column(server_default=text("true"))
+    fields: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     shown: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
     weight: Mapped[float] = mapped_column(server_default="1")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

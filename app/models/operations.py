@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import BigInteger, ForeignKey, Identity, Index, String, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.base import Base
+from app.db.base import Base, StoredPhrase
 from app.models.states import DeliveryState, EnumText, enum_check
 
 
@@ -21,6 +21,7 @@ class Worker(Base):
     queues: Mapped[str] = mapped_column(String(100))
     device: Mapped[str] = mapped_column(String(100))
     doing: Mapped[str] = mapped_column(Text, server_default="")
+    doing_phrase: Mapped[StoredPhrase]
     memory_mb: Mapped[int] = mapped_column(server_default="0")
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     beats_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -113,5 +114,6 @@ class WebhookDelivery(Base):
     next_at: Mapped[datetime] = mapped_column(server_default=func.now())
     status: Mapped[int | None]
     error: Mapped[str | None] = mapped_column(Text)
+    error_phrase: Mapped[StoredPhrase]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     finished_at: Mapped[datetime | None]

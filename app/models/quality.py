@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, Text, UniqueConstraint, func, text
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base
@@ -40,14 +41,18 @@ class GoldPrompt(Base):
 
 
 class PracticeAnswer(Base):
-    """A critic's answer to a practice prompt, and its score from 0 to 1."""
+    """A critic's answer to a practice prompt, and its score from 0 to 1: null until they have picked.
+
+    `fields` are their values where answers have fields: at first those given before any candidate was shown.
+    """
 
     __tablename__ = "practice_answers"
 
     gold_id: Mapped[int] = mapped_column(ForeignKey("gold_prompts.id", ondelete="CASCADE"), primary_key=True)
     critic_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
     picks: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
-    score: Mapped[float]
+    score: Mapped[float | None]
+    fields: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

@@ -61,6 +61,14 @@ class PromptState(StrEnum):
     retired = "retired"
 
 
+class SamplingFailure(StrEnum):
+    """Why no candidates were written: the prompt is too long, all answers are invalid, or something else."""
+
+    too_long = "too_long"
+    invalid = "invalid"
+    other = "other"
+
+
 class CandidateSource(StrEnum):
     model = "model"
     imported = "imported"
@@ -77,6 +85,16 @@ class CandidateSetState(StrEnum):
     judged = "judged"
     replaced = "replaced"
     failed = "failed"
+
+
+class Selection(StrEnum):
+    """How the candidates of a set that are shown came about, where a machine critic chooses them.
+
+    `selected`: it chose them. `unselected`: the set was left as it was sampled, to measure the choice against.
+    """
+
+    selected = "selected"
+    unselected = "unselected"
 
 
 class AssignmentState(StrEnum):
@@ -169,19 +187,41 @@ class RoundTrigger(StrEnum):
     rerun = "rerun"
 
 
+class VersionKind(StrEnum):
+    """What a version does: `sampler` writes candidates, `critic` only rates them."""
+
+    sampler = "sampler"
+    critic = "critic"
+
+
+class CriticState(StrEnum):
+    """State of the fitting of a machine critic."""
+
+    queued = "queued"
+    running = "running"
+    cancelling = "cancelling"
+    succeeded = "succeeded"
+    failed = "failed"
+    cancelled = "cancelled"
+
+
 class SnapshotKind(StrEnum):
     round = "round"
     frozen = "frozen"
 
 
 class SnapshotItemRole(StrEnum):
-    """`rationale`, `guard` and `rejection` rows are trained on; `val` and `heldout` rows are scored."""
+    """`rationale`, `guard`, `rejection` and `machine` rows are trained on; `val` and `heldout` rows are scored.
+
+    A `machine` row is a rationale that nobody but a machine critic has accepted.
+    """
 
     rationale = "rationale"
     guard = "guard"
     val = "val"
     heldout = "heldout"
     rejection = "rejection"
+    machine = "machine"
 
 
 class ImportState(StrEnum):

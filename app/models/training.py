@@ -19,9 +19,17 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.base import Base
+from app.db.base import Base, StoredPhrase
 from app.db.types import PgSnapshot
-from app.models.states import EnumText, RoundState, RoundTrigger, SnapshotItemRole, SnapshotKind, enum_check
+from app.models.states import (
+    EnumText,
+    RoundState,
+    RoundTrigger,
+    SnapshotItemRole,
+    SnapshotKind,
+    VersionKind,
+    enum_check,
+)
 
 
 class Snapshot(Base):
@@ -74,15 +82,21 @@ class SnapshotItem(Base):
 class ModelVersion(Base):
     """A base model and one whole adapter; number 0 is the base model itself.
 
-    `adapter` is a key of the store, empty for a base model.
+    `adapter` is a key of the store, empty for a base model. A version of the kind `critic` is a machine critic, which
+    has two adapters, one for each half of the prompts; it never writes candidates and cannot be active.
     """
 
     __tablename__ = "model_versions"
-    __table_args__ = (UniqueConstraint("project_id", "number"),)
+    __table_args__ = (
+        enum_check("kind", VersionKind),
+        UniqueConstraint("project_id", "number"),
+        Index("ix_model_versions_critics", "project_id", "id", postgresql_where=text("kind = 'critic'")),
+    )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     project_id: Mapped[int] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
     number: Mapped[int]
+    kind: Mapped[VersionKind] = mapped_column(EnumText(VersionKind), server_default=VersionKind.sampler.value)
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("model_versions.id"))
     round_id: Mapped[int | None] = mapped_column(ForeignKey("rounds.id", use_alter=True))
     base_model: Mapped[str] = mapped_column(Text)
@@ -128,7 +142,9 @@ class Round(Base):
     progress: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
     metrics: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
     decision: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
+    reason_phrase: Mapped[StoredPhrase]
     error: Mapped[str | None] = mapped_column(Text)
+    error_phrase: Mapped[StoredPhrase]
     tries: Mapped[int] = mapped_column(server_default="0")
     worker: Mapped[str | None] = mapped_column(String(200))
     beats_at: Mapped[datetime | None]

@@ -1,8 +1,9 @@
-"""People, their memberships, sessions and tokens."""
+"""People, their memberships, sessions, tokens and one-time links."""
 
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, String, UniqueConstraint, func, text
@@ -14,13 +15,17 @@ from app.models.states import EnumText, Role, Scope, enum_check
 
 MAX_BROWSER = 300
 MAX_NAME = 100
+MAX_LANGUAGE = 35
+MAX_ISSUER = 500
+MAX_SUBJECT = 255
 SEEN_MINUTES = 5
 
 
 class User(Base):
     """A person. `role` applies where no membership says otherwise; an admin is an admin in every project.
 
-    `name` is what they call themselves, and may be empty.
+    `name` is what they call themselves, and may be empty. `language` is the one in which they read the pages (`en` or a
+    folder of `app/locale`); where it is empty their browser says which.
     """
 
     __tablename__ = "users"
@@ -29,11 +34,25 @@ class User(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     email: Mapped[str] = mapped_column(String(320))
     name: Mapped[str] = mapped_column(String(MAX_NAME), default="", server_default="")
+    language: Mapped[str] = mapped_column(String(MAX_LANGUAGE), default="", server_default="")
     password_hash: Mapped[str | None]
     role: Mapped[Role] = mapped_column(EnumText(Role))
     judging_keys: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict, server_default=text("'{}'"))
     disabled_at: Mapped[datetime | None]
     erased_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ProviderIdentity(Base):
+    """Who a person is at an OpenID Connect provider; `subject` is the provider's own name for them."""
+
+    __tablename__ = "identities"
+    __table_args__ = (UniqueConstraint("issuer", "subject"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    issuer: Mapped[str] = mapped_column(String(MAX_ISSUER))
+    subject: Mapped[str] = mapped_column(String(MAX_SUBJECT))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -107,3 +126,26 @@ class Token(Base):
     last_used_at: Mapped[datetime | None]
 
     user: Mapped[User] = relationship(lazy="raise")
+
+
+class LinkPurpose(StrEnum):
+    """What a one-time link allows: to choose the first password, or a new one."""
+
+    invitation = "invitation"
+    password = "password"  # noqa: S105 - the purpose's name
+
+
+class OneTimeLink(Base):
+    """A link with which a person chooses a password, once. Only its hash is stored."""
+
+    __tablename__ = "one_time_links"
+    __table_args__ = (enum_check("purpose", LinkPurpose), UniqueConstraint("token_hash"))
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    token_hash: Mapped[str] = mapped_column(String(64))
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    purpose: Mapped[LinkPurpose] = mapped_column(EnumText(LinkPurpose))
+    created_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime]
+    used_at: Mapped[datetime | None]

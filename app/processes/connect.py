@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from app.db import engine, sessions
+from app.db import engine, poolers, sessions
 from app.processes.embedded import SERVICES_FILE, Embedded, InUse
 from app.processes.postgres_install import EmbeddedError
 from app.processes.private_files import private_files
@@ -219,7 +219,10 @@ def connection_failure(error: psycopg.Error) -> str:
 
 
 def wait_for_database(settings: Settings, *, say: Callable[[str], None]) -> None:
-    """Wait until the database answers, and report it. Raises Refused after `settings.database_wait` seconds."""
+    """Wait until the database answers, and report it.
+
+    Raises Refused after `settings.database_wait` seconds, and for a pooler that takes away what connections hold.
+    """
     try:
         url = engine.libpq_url(settings.database_url)
     except ValueError as error:
@@ -228,8 +231,9 @@ def wait_for_database(settings: Settings, *, say: Callable[[str], None]) -> None
     said = 0.0
     while True:
         try:
-            with psycopg.connect(url, connect_timeout=3):
-                return
+            if poolers.shares_connections(url):
+                raise Refused(f"{poolers.SHARED} {poolers.REMEDY}", code=2)
+            return
         except psycopg.OperationalError as error:
             reason = connection_failure(error)
         left = end - time.monotonic()

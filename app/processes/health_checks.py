@@ -11,6 +11,7 @@ import psutil
 import redis
 from sqlalchemy.exc import SQLAlchemyError
 
+from app import broker
 from app.db.sessions import session_scope
 from app.services.kernel import workers
 from app.settings import Settings, url_host
@@ -49,7 +50,7 @@ def is_beat_healthy(settings: Settings) -> bool:
     if not running:
         return False
     try:
-        with redis.Redis.from_url(settings.redis_url, socket_connect_timeout=2, socket_timeout=2) as client:
+        with broker.connect(settings.redis_url, seconds=2) as client:
             return bool(client.ping())
     except redis.RedisError:
         return False

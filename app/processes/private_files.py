@@ -37,8 +37,8 @@ def private_files(settings: Settings) -> Iterator[None]:
 def private_folders(settings: Settings) -> list[Path]:
     """The folders that are closed: those of the data directory, and in a store elsewhere those that we made there."""
     found = [settings.data_dir / name for name in PRIVATE]
-    if settings.store_url.startswith("file:"):
-        found += Path(settings.store_url.removeprefix("file://")).glob("[0-9a-f][0-9a-f]")
+    if settings.store_url and settings.store_folder is not None:
+        found += settings.store_folder.glob("[0-9a-f][0-9a-f]")
     return [path for path in found if path.is_dir() and not path.is_symlink()]
 
 

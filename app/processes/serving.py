@@ -13,9 +13,9 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from app.processes.connections import BoundedConnection
+from app.processes.log_lines import keep_lines_whole
 from app.settings import get_settings, names_in
 from illume.end_with_parent import watch_parent
-from illume.log_lines import keep_lines_whole
 
 
 class ServerConfig(Config):

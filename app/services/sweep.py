@@ -14,12 +14,16 @@ from app.db.sessions import database_now, session_scope
 from app.errors import DomainError
 from app.models import IdempotencyKey, Import, ImportState, Project, Round, SignInAttempt, WebSession
 from app.services.candidates import pools
+from app.services.engines import handing_over, probing
 from app.services.erasure import redaction, running
 from app.services.imports import running as imports
 from app.services.integrations import webhooks
 from app.services.judging import assignments
 from app.services.kernel import counters, workers
+from app.services.kernel.store import StoreAway
+from app.services.machine_critics import jobs, scores
 from app.services.projects import pauses, trials
+from app.services.projects.choice import LOCAL
 from app.services.projects.projects import settings_of
 from app.services.quality import set_agreements
 from app.services.rounds import base_checks, rounds
@@ -55,6 +59,10 @@ def sweep(session: Session) -> list[Due]:
         *_deliveries(session),
         *_checks(session),
         *_erasures(session),
+        *((queue.PROBE_ENGINE, engine_id) for engine_id in probing.list_due(session)),
+        *((queue.HAND_OVER, adapter_id) for adapter_id in handing_over.list_due(session)),
+        *((queue.FIT_CRITIC, job_id) for job_id in jobs.list_due(session)),
+        *((queue.SCORE_CANDIDATES, project_id) for project_id in scores.list_due(session)),
     ]
 
 
@@ -79,6 +87,16 @@ def run() -> None:
     until = now + max(2 * get_settings().sweep_seconds, 1.0)
     for task, subject in due:
         queue.send_now(task, subject, until=until)
+    _remove_files()
+
+
+def _remove_files() -> None:
+    """Remove files of the store, last and in a transaction of its own: a store that is away holds nothing else up."""
+    try:
+        with session_scope() as session:
+            redaction.remove_files(session)
+    except (StoreAway, OSError, OperationalError) as error:
+        log.warning("files of the store are removed later: %s", str(error).splitlines()[0])
 
 
 def _start_round(project_id: int) -> None:
@@ -100,7 +118,7 @@ def _rounds(session: Session) -> list[Due]:
 def _pools(session: Session) -> list[Due]:
     projects = session.scalars(select(Project).order_by(Project.id))
     return [
-        (queue.FILL_POOL, project.id)
+        (queue.FILL_POOL if settings_of(session, project).engine == LOCAL else queue.FILL_FROM_ENGINE, project.id)
         for project in projects
         if pools.count_missing_sets(session, project) > 0 and not pauses.is_paused(session, project)
     ]
@@ -125,7 +143,6 @@ def _deliveries(session: Session) -> list[Due]:
 
 def _delete_old(session: Session) -> None:
     webhooks.delete_old(session)
-    redaction.remove_files(session)
     session.execute(
         delete(Import).where(Import.state == ImportState.draft, Import.created_at < func.now() - KEEP_DRAFTS)
     )

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
+from app import languages
 from app.db.judging_pool import Transaction
 from app.errors import Forbidden, Unauthenticated
 from app.http import forms
@@ -22,10 +23,11 @@ from app.services.kernel.actors import Actor
 from app.services.kernel.rights import SEES, Right
 from app.services.projects import projects
 from app.services.projects.access import PROJECT, ProjectRef, project_from
+from illume.phrases import _
 
 COOKIE = SESSION_COOKIE
-NOT_SIGNED_IN = "You are not signed in, or your session has ended. Sign in, then try again."
-OLD_FORM = "This form belongs to an older session. Nothing was changed: reload the page and try again."
+NOT_SIGNED_IN = _("You are not signed in, or your session has ended. Sign in, then try again.")
+OLD_FORM = _("This form belongs to an older session. Nothing was changed: reload the page and try again.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ def signed_in(request: Request, session: SessionDep) -> SignedIn:
     found = sessions.actor_for_cookie(session, cookie) if cookie else None
     if found is None:
         raise Unauthenticated(NOT_SIGNED_IN)
+    languages.speak(found[0].language)
     return SignedIn(*found)
 
 
@@ -97,6 +100,7 @@ async def enter_project(
     if person["seen_is_news"]:
         await transaction.run((credentials.NOTE_SEEN, {"hash": hashed}))
     who = SignedIn(*credentials.signed_in(person))
+    languages.speak(who.actor.language)
     if form is not None:
         check_form_token(request, form, who)
     return who, project_from(project, who.actor, Right.judges)

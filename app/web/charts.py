@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from illume.phrases import _, told
 
 LOOKS = 3  # the number of line styles in the style sheet
 
@@ -128,21 +131,27 @@ def _cell(sample: Sample | None, y_format: Format) -> Cell:
         return Cell("–", None)
     text = _shown(y_format, sample.y)
     if sample.low is not None and sample.high is not None:
-        text += f" ({_shown(y_format, sample.low)} to {_shown(y_format, sample.high)})"
+        low, high = _shown(y_format, sample.low), _shown(y_format, sample.high)
+        text = _("%(value)s (%(low)s to %(high)s)", value=text, low=low, high=high)
     return Cell(text, sample)
 
 
 def _summary(title: str, lines: Sequence[Line], x_name: str, x_format: Format, y_format: Format) -> str:
-    parts = []
-    for line in lines:
+    def course(line: Line) -> str:
         first, last = line.samples[0], line.samples[-1]
-        parts.append(
-            f"{line.name} from {_shown(y_format, first.y)} at {x_name} {_shown(x_format, first.x)} "
-            f"to {_shown(y_format, last.y)} at {x_name} {_shown(x_format, last.x)}"
+        return _(
+            "%(name)s from %(first)s at %(x_name)s %(from)s to %(last)s at %(x_name)s %(to)s",
+            name=line.name,
+            x_name=x_name,
+            first=_shown(y_format, first.y),
+            last=_shown(y_format, last.y),
+            **{"from": _shown(x_format, first.x), "to": _shown(x_format, last.x)},
         )
-    return f"{title}: {'; '.join(parts)}."
+
+    parts = functools.reduce(lambda one, other: _("%(one)s; %(other)s", one=one, other=other), map(course, lines))
+    return _("%(title)s: %(parts)s.", title=title, parts=parts)
 
 
 def _shown(form: Format, value: float) -> str:
     """A number as text, with a typographic minus sign."""
-    return form(value).replace("-", "\u2212")
+    return told(form(value)).replace("-", "\u2212")

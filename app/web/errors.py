@@ -9,6 +9,7 @@ from urllib.parse import urlencode, urlsplit
 from fastapi import Request
 from fastapi.responses import RedirectResponse, Response
 
+from app.settings import path_in_app, path_to
 from app.web.rendering import Shell, fragment, page
 
 
@@ -44,7 +45,7 @@ def render(
         return fragment("error.html", "toast", shell=Shell(title=title), view=view, status=status, headers=to_messages)
     if status == 401 and request.method == "GET":
         query = request.scope["query_string"].decode("latin-1")
-        here = request.scope["path"] + (f"?{query}" if query else "")
+        here = path_in_app(request.scope["path"]) + (f"?{query}" if query else "")
         return RedirectResponse(f"/sign-in?{urlencode({'next': here})}", status_code=303)
     response = page("error.html", shell=Shell(title=title), view=view, status=status)
     response.headers.update(headers or {})
@@ -57,6 +58,6 @@ def came_from(request: Request) -> str:
         referer = urlsplit(request.headers.get("referer", ""))
     except ValueError:  # such as `http://[`
         return "/"
-    if referer.netloc != request.headers.get("host") or not referer.path.startswith("/"):
+    if referer.netloc != request.headers.get("host") or not referer.path.startswith(path_to("/")):
         return "/"
-    return referer.path + (f"?{referer.query}" if referer.query else "")
+    return path_in_app(referer.path) + (f"?{referer.query}" if referer.query else "")

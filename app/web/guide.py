@@ -9,9 +9,10 @@ from starlette.types import Scope
 
 from app.errors import NotFound
 from app.web.rendering import STATIC
+from illume.phrases import _
 
 FOLDER = STATIC / "help"
-NOT_BUILT = (
+NOT_BUILT = _(
     "The guide has not been built on this machine: run `make docs` in the folder that Illume was started from, and "
     "reload this page. The same pages are in its folder docs."
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gettext
 import hashlib
 import re
 from collections.abc import Mapping
@@ -15,53 +16,65 @@ from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2_fragments import render_block
 
+from app import languages
 from app.errors import printable
 from app.services.kernel.actors import Actor
 from app.services.kernel.store import DerivativeWidth
-from app.settings import ROOT
+from app.settings import ROOT, path_to
+from illume.phrases import Catalogue, _, ngettext, pgettext, reader, told
 
 TEMPLATES = ROOT / "templates"
 STATIC = ROOT / "static"
+NO_CATALOGUE = gettext.NullTranslations()
 
 # Messages that a page may show after a redirect, by the value of `done` in its address.
 MESSAGES: Mapping[str, str] = {
-    "browser-signed-out": "That browser is signed out.",
-    "keys-reset": "Your shortcuts are reset to the defaults.",
-    "others-signed-out": "All your other browsers are signed out.",
-    "name-saved": "Your name is saved.",
-    "password-changed": "Password changed. Your other browsers are signed out.",
-    "activated": "Version activated. It rewrites the explanations that no critic has opened yet.",
-    "closed": "Comparison closed.",
-    "comparing": "Comparison started. Critics find it on the judging page.",
-    "cancelled": "The training round is being cancelled.",
-    "disabled": "Account disabled and signed out everywhere.",
-    "replayed": "The delivery is being sent again.",
-    "webhook-removed": "Webhook removed.",
-    "frozen": "Snapshot frozen. It stays the same whatever is judged later.",
-    "discarded": "File discarded. Nothing was imported.",
-    "gold-made": "Check question created. Its prompt is not used for anything else.",
-    "gold-removed": "Check question removed. Answers already given still count. You can restore its prompt.",
-    "enabled": "Account re-enabled.",
-    "prompt-saved": "Prompt saved.",
-    "review-accepted": "The late verdict now counts.",
-    "review-decided": "Decision saved. It replaces what the critics said.",
-    "review-dismissed": "Dismissed.",
-    "review-retired": "Prompt archived.",
-    "review-sent-back": "Sent back. It returns here once the critic has answered.",
-    "critic-paused": "Critic paused. They get no more prompts in this project.",
-    "photos-added": "Prompts added.",
-    "target-set": "Daily target saved.",
-    "checklist-dismissed": "First steps hidden from now on.",
-    "critic-resumed": "Critic resumed. Their check questions are counted afresh from now on.",
-    "resumed": "A worker tries the model again in a moment.",
-    "retried": "The training round resumes from its last checkpoint.",
-    "revoked": "Token revoked.",
-    "role-set": "Roles saved.",
-    "erasing": "Erasure started.",
-    "rerun": "A new training round with the same snapshot is queued.",
-    "saved": "Settings saved. Training rounds that have already started keep theirs.",
-    "signed-out": "You are signed out.",
-    "started": "Training round queued. A worker will pick it up in a moment.",
+    "browser-signed-out": _("That browser is signed out."),
+    "keys-reset": _("Your shortcuts are reset to the defaults."),
+    "others-signed-out": _("All your other browsers are signed out."),
+    "language-saved": _("The pages are now in this language."),
+    "name-saved": _("Your name is saved."),
+    "password-changed": _("Password changed. Your other browsers are signed out."),
+    "activated": _("Version activated. It rewrites the explanations that no critic has opened yet."),
+    "closed": _("Comparison closed."),
+    "comparing": _("Comparison started. Critics find it on the judging page."),
+    "cancelled": _("The training round is being cancelled."),
+    "taken-back": _("What the machine critic accepted has been taken back. It accepts nothing more."),
+    "critic-stopped": _("The training of the machine critic is being stopped."),
+    "disabled": _("Account disabled and signed out everywhere."),
+    "replayed": _("The delivery is being sent again."),
+    "webhook-removed": _("Webhook removed."),
+    "engine-added": _("Model server added. A worker probes it in a moment."),
+    "engine-probed": _("A worker probes the model server in a moment."),
+    "engine-removed": _("Model server removed."),
+    "handing-over": _("The version is handed over to the model server. It becomes active once it is loaded there."),
+    "frozen": _("Snapshot frozen. It stays the same whatever is judged later."),
+    "discarded": _("File discarded. Nothing was imported."),
+    "gold-made": _("Check question created. Its prompt is not used for anything else."),
+    "gold-removed": _("Check question removed. Answers already given still count. You can restore its prompt."),
+    "enabled": _("Account re-enabled."),
+    "prompt-saved": _("Prompt saved."),
+    "review-accepted": _("The late verdict now counts."),
+    "review-decided": _("Decision saved. It replaces what the critics said."),
+    "review-dismissed": _("Dismissed."),
+    "review-retired": _("Prompt archived."),
+    "review-sent-back": _("Sent back. It returns here once the critic has answered."),
+    "critic-paused": _("Critic paused. They get no more prompts in this project."),
+    "policy-saved": _("Policy saved. Prompts keep the version that they name."),
+    "policy-unchanged": _("The newest version says this already. Nothing was saved."),
+    "photos-added": _("Prompts added."),
+    "target-set": _("Daily target saved."),
+    "checklist-dismissed": _("First steps hidden from now on."),
+    "critic-resumed": _("Critic resumed. Their check questions are counted afresh from now on."),
+    "resumed": _("A worker tries the model again in a moment."),
+    "retried": _("The training round resumes from its last checkpoint."),
+    "revoked": _("Token revoked."),
+    "role-set": _("Roles saved."),
+    "erasing": _("Erasure started."),
+    "rerun": _("A new training round with the same snapshot is queued."),
+    "saved": _("Settings saved. Training rounds that have already started keep theirs."),
+    "signed-out": _("You are signed out."),
+    "started": _("Training round queued. A worker will pick it up in a moment."),
 }
 
 
@@ -124,14 +137,16 @@ def ago(at: datetime) -> str:
     """How long ago `at` was, in words and roundly."""
     seconds = (datetime.now(UTC) - at).total_seconds()
     if seconds < -45:
-        return at.strftime("%-d %b %Y, %H:%M")
-    for limit, unit, name in ((45, 0, ""), (3600, 60, "min"), (86400, 3600, "h"), (86400 * 14, 86400, "day")):
-        if seconds < limit:
-            if not unit:
-                return "just now"
-            count = max(1, round(seconds / unit))
-            return f"{count} {name}{'s' if name == 'day' and count != 1 else ''} ago"
-    return at.strftime("%-d %b %Y")
+        return languages.day_and_time(at)
+    if seconds < 45:
+        return _("just now")
+    if seconds < 3600:
+        return ngettext("%(num)s min ago", "%(num)s min ago", max(1, round(seconds / 60)))
+    if seconds < 86400:
+        return ngettext("%(num)s h ago", "%(num)s h ago", max(1, round(seconds / 3600)))
+    if seconds < 86400 * 14:
+        return ngettext("%(num)s day ago", "%(num)s days ago", max(1, round(seconds / 86400)))
+    return languages.day(at)
 
 
 def exact_time(at: datetime) -> str:
@@ -142,33 +157,36 @@ def exact_time(at: datetime) -> str:
 def duration(seconds: float | None) -> str:
     """A duration in words."""
     if seconds is None:
-        return "unknown"
+        return pgettext("duration", "unknown")
     whole = round(seconds)
     if whole < 90:
-        return f"{whole} s"
+        return _("%(seconds)s s", seconds=whole)
     if whole < 90 * 60:
-        return f"{round(whole / 60)} min"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+        return _("%(minutes)s min", minutes=round(whole / 60))
+    return _("%(hours)s h %(minutes)s min", hours=whole // 3600, minutes=whole % 3600 // 60)
 
 
 def number(value: float | int | None, digits: int = 0) -> str:
-    """A number with thin spaces between thousands; a dash where there is none."""
-    return "–" if value is None else f"{value:,.{digits}f}".replace(",", "\u202f").replace("-", "\u2212")
+    """A number as the reader's language writes it; a dash where there is none."""
+    return "–" if value is None else languages.number(value, digits)
 
 
 def signed(value: float | None, digits: int = 0) -> str:
     """A number with its sign; a dash where there is none."""
-    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "\u2212")
+    if value is None:
+        return "–"
+    written = languages.number(value, digits)
+    return languages.isolated(written if written.startswith("\u2212") else f"+{written}")
 
 
 def with_minus(sentence: str) -> str:
-    """A stored sentence with typographic minus signs before its numbers. Older ones were stored with hyphens."""
-    return re.sub(r"(?<![\w.\-])-(?=\d)", "\u2212", sentence)
+    """A stored sentence as it is told, with typographic minus signs. Older ones were stored with hyphens."""
+    return languages.isolated(re.sub(r"(?<![\w.\-])-(?=\d)", "\u2212", told(sentence))) if sentence else ""
 
 
 def percent(value: float | None, digits: int = 0) -> str:
     """A share as a percentage; a dash where there is none."""
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+    return "–" if value is None else _("%(number)s %%", number=languages.number(100 * value, digits))
 
 
 @functools.cache
@@ -179,7 +197,8 @@ def _static_hash(path: str, _changed: float) -> str:
 def static(path: str) -> str:
     """The address of a file in static/ with a hash of its content, so that browsers may cache it indefinitely."""
     file = STATIC / path
-    return f"/static/{path}?v={_static_hash(path, file.stat().st_mtime)}" if file.exists() else f"/static/{path}"
+    version = f"?v={_static_hash(path, file.stat().st_mtime)}" if file.exists() else ""
+    return path_to(f"/static/{path}{version}")
 
 
 @functools.cache
@@ -195,7 +214,7 @@ def module(path: str) -> str:
     """
     folder = (STATIC / path).parent
     changed = max(name.stat().st_mtime for name in folder.glob("*.js"))
-    return f"/static/at-{_folder_hash(str(folder.relative_to(STATIC)), changed)}/{path}"
+    return path_to(f"/static/at-{_folder_hash(str(folder.relative_to(STATIC)), changed)}/{path}")
 
 
 @functools.cache
@@ -207,7 +226,10 @@ def environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        extensions=["jinja2.ext.i18n"],
     )
+    env.policies["ext.i18n.trimmed"] = True
+    install_phrases(env)
     env.filters |= {
         "ago": ago,
         "exact_time": exact_time,
@@ -218,11 +240,35 @@ def environment() -> Environment:
         "srcset": srcset,
         "whole": whole,
     }
+    env.globals["path_to"] = path_to
     env.globals["static"] = static
     env.globals["module"] = module
+    env.globals["language"] = languages.current
+    env.globals["script_messages"] = script_messages
     # A block that is rendered alone does not run the imports of its template.
     env.globals["parts"] = env.get_template("_parts.html").module
     return env
+
+
+def install_phrases(env: Environment) -> None:
+    """Let templates say messages, by functions with gettext's names and by `{% trans %}`, in the reader's language."""
+
+    def catalogue() -> Catalogue:
+        now = reader.get()
+        return NO_CATALOGUE if now is None or now.catalogue is None else now.catalogue
+
+    env.install_gettext_callables(  # type: ignore[attr-defined]
+        lambda message: catalogue().gettext(message),
+        lambda singular, plural, count: catalogue().ngettext(singular, plural, count),
+        newstyle=True,
+        pgettext=lambda context, message: catalogue().pgettext(context, message),
+        npgettext=lambda context, singular, plural, count: catalogue().npgettext(context, singular, plural, count),
+    )
+
+
+def script_messages() -> Mapping[str, str | list[str]]:
+    """What the scripts say in the reader's language, by the English message."""
+    return languages.script_messages(languages.current().code)
 
 
 # Images
@@ -230,7 +276,7 @@ def environment() -> Environment:
 
 def at_width(url: str, width: int) -> str:
     """The address of an image's derivative of a width in pixels; a narrower image comes as it is."""
-    return f"{url}?width={DerivativeWidth(width):d}"
+    return f"{path_to(url)}?width={DerivativeWidth(width):d}"
 
 
 def srcset(url: str, width: int) -> str:
@@ -246,7 +292,7 @@ def whole(url: str, width: int) -> str:
     or on white where it was stored with transparency.
     """
     wider = [one for one in DerivativeWidth if one >= width]
-    return at_width(url, wider[0]) if wider else url
+    return at_width(url, wider[0]) if wider else path_to(url)
 
 
 # Answers

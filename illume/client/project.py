@@ -35,6 +35,7 @@ class PromptFields(TypedDict, total=False):
     metadata: dict[str, Any]
     priority: int
     candidates: Sequence[str] | None
+    parts: Sequence[str | Picture]
 
 
 class VerdictFields(TypedDict, total=False):
@@ -92,8 +93,8 @@ class ProjectClient:
 
     def add_prompt(
         self,
-        images: Picture | Sequence[Picture],
-        question: str,
+        images: Picture | Sequence[Picture] = (),
+        question: str = "",
         answer: str | None = None,
         **more: Unpack[PromptFields],
     ) -> Prompt:

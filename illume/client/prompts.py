@@ -35,11 +35,14 @@ PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 class NewPrompt:
     """A prompt to add. A picture is a path, the bytes of a file, a PIL image, or an `Image` that was uploaded before.
 
+    `parts`, in place of `images` and `question`, are texts and pictures in the order in which they are read. There a
+    `str` is a text, and a path is a `pathlib.Path`.
+
     `candidates` are rationales that were made elsewhere: the prompt can be judged at once then.
     """
 
-    images: Picture | Sequence[Picture]
-    question: str
+    images: Picture | Sequence[Picture] = ()
+    question: str = ""
     answer: str | None = None
     external_id: str | None = None
     split: Literal["train", "val", "test"] = "train"
@@ -47,17 +50,30 @@ class NewPrompt:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     priority: int = 0
     candidates: Sequence[str] | None = None
+    parts: Sequence[str | Picture] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for parts beside images or a question."""
+        has_images = not isinstance(self.images, Sequence) or len(self.images) > 0
+        if self.parts and (has_images or self.question):
+            raise ValueError("Parts stand in place of images and question: give either.")
 
     @property
     def pictures(self) -> list[Picture]:
-        """Its pictures, also where there is only one."""
+        """Its pictures in order, also where there is only one."""
+        if self.parts:
+            return [one for one in self.parts if not isinstance(one, str)]
         one_alone = isinstance(self.images, (str, os.PathLike, bytes)) or not isinstance(self.images, Sequence)
         return [self.images] if one_alone else list(self.images)  # type: ignore[list-item, arg-type]
 
     def fields(self) -> dict[str, Any]:
-        """What is sent of it besides its pictures."""
+        """What is sent of it besides its pictures; a part that is one is None here."""
         return {
-            "question": self.question,
+            **(
+                {"parts": [one if isinstance(one, str) else None for one in self.parts]}
+                if self.parts
+                else {"question": self.question}
+            ),
             "answer": self.answer,
             "split": self.split,
             "references": list(self.references),
@@ -138,7 +154,16 @@ class Uploads:
             if error.status not in (413, 422):
                 raise
             return error.detail
-        return prompt.fields() | {"images": [sha for _, sha in stored], "pictures": [own for own, _ in stored]}
+        fields, names = prompt.fields(), [sha for _, sha in stored]
+        if prompt.parts:
+            left = iter(names)
+            fields["parts"] = [
+                {"type": "image", "sha256": next(left)} if text is None else {"type": "text", "text": text}
+                for text in fields["parts"]
+            ]
+        else:
+            fields["images"] = names
+        return fields | {"pictures": [own for own, _ in stored]}
 
     def store(self, picture: Picture) -> tuple[str, str]:
         """The hash of a picture's file, and the name under which the server has it."""

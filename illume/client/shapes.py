@@ -58,6 +58,12 @@ class Prompt(Shape):
     priority: int | None = None
     has_accepted: bool | None = None
 
+    @property
+    def in_order(self) -> list[str | Image]:
+        """Its texts and pictures in the order in which they are read, as `NewPrompt` takes them for `parts`."""
+        pictures = {one.sha256: one for one in self.images}
+        return [part["text"] if part["type"] == "text" else pictures[part["sha256"]] for part in self.parts]
+
 
 class Candidate(Shape):
     """One rationale of a claimed set."""

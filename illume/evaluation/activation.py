@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from illume.evaluation.metrics import Interval, paired_bootstrap
+from illume.phrases import Phrase, _, ngettext
 
-METRIC_NAMES = {"rouge_l": "ROUGE-L of samples", "heldout": "Log-likelihood of held-out explanations"}
-
+METRIC_NAMES = {
+    "rouge_l": _("ROUGE-L of samples"),
+    "heldout": _("Log-likelihood of held-out explanations"),
+    "balanced_accuracy": _("Balanced accuracy"),
+}
 
 FEWEST_PROMPTS = 30
 """Below this many evaluated prompts, a difference says nothing: no interval is shown, and an admin decides."""
@@ -30,6 +34,12 @@ EARLIER_WITHOUT_PROMPTS = "There are no validation prompts to compare the versio
 
 Outcome = Literal["better", "worse", "no clear difference", "too few to tell"]
 
+OPENINGS: dict[Outcome, Phrase] = {
+    "better": _("Better"),
+    "worse": _("Worse"),
+    "no clear difference": _("No clear difference"),
+}
+
 
 class Decision(NamedTuple):
     """Whether to activate the new version, the outcome, the reason in a sentence, and the interval of new - parent.
@@ -45,13 +55,18 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The input of the rule: the primary metric and the answer accuracy of both versions, on the same prompts."""
+    """The input of the rule: the primary metric and the answer accuracy of both versions, on the same prompts.
+
+    Where the primary metric is about answers, `explanations` is the same of a score of the rationales.
+    """
 
     metric: str  # in words
     new: Sequence[float]  # by prompt, in the same order as `parent`
     parent: Sequence[float]
     new_accuracy: float | None
     parent_accuracy: float | None
+    unit: str = "prompts"  # what there is a value of the metric for
+    explanations: Comparison | None = None
 
 
 def decide(
@@ -59,9 +74,10 @@ def decide(
 ) -> Decision:
     """Activates the new version if it is better: the paired bootstrap interval of new - parent lies above 0.
 
-    In addition, answer accuracy may fall by at most `max_answer_drop`, a share: 0.02 is 2 points. Below
-    `FEWEST_PROMPTS` prompts the outcome is "too few to tell". Raises ValueError if the two versions were not scored on
-    the same number of prompts.
+    In addition, answer accuracy may fall by at most `max_answer_drop`, a share: 0.02 is 2 points. Where the primary
+    metric is about answers, the score of the rationales must not fall instead: neither by more than that, nor by so
+    little that the interval lies below 0. Below `FEWEST_PROMPTS` prompts the outcome is "too few to tell". Raises
+    ValueError if the two versions were not scored on the same number of prompts.
     """
     if len(comparison.new) != len(comparison.parent):
         raise ValueError(
@@ -69,28 +85,88 @@ def decide(
         )
     n = len(comparison.new)
     if not n:
-        few = capitalise(outcome_words("too few to tell", 0))
-        return Decision(False, "too few to tell", f"{few}: there are no validation prompts.", None)
+        few = opening("too few to tell", 0)
+        reason = (
+            _("%(outcome)s: there are no validation prompts.", outcome=few)
+            if comparison.explanations is None
+            else _(
+                "%(outcome)s: there are no validation prompts with positive and negative known ratings.", outcome=few
+            )
+        )
+        return Decision(False, "too few to tell", reason, None)
     interval = paired_bootstrap(comparison.new, comparison.parent, seed=seed, confidence=confidence)
     outcome = outcome_of(interval.low, interval.high, n)
-    gain = f"{comparison.metric} changed by {_signed(interval.mean)}"
     if outcome == "too few to tell":
-        return Decision(False, outcome, f"{capitalise(outcome_words(outcome, n))}: {gain}.", None)
-    low, high = _signed(interval.low), _signed(interval.high)
-    gain += f" ({100 * confidence:.0f} % interval {low} to {high}, {interval.n} prompts)"
+        gain = _("%(metric)s changed by %(change)s", metric=comparison.metric, change=_signed(interval.mean))
+        return Decision(False, outcome, _("%(outcome)s: %(gain)s.", outcome=opening(outcome, n), gain=gain), None)
+    gain = _word_gain(comparison, interval, confidence)
     if outcome != "better":
-        return Decision(False, outcome, f"{capitalise(outcome)}: {gain}.", interval)
+        return Decision(False, outcome, _("%(outcome)s: %(gain)s.", outcome=opening(outcome, n), gain=gain), interval)
+    if comparison.explanations is not None:
+        return _check_explanations(comparison.explanations, interval, gain, max_drop=max_answer_drop, seed=seed)
     if comparison.new_accuracy is None or comparison.parent_accuracy is None:
-        return Decision(True, outcome, f"Better: {gain}; no known answers to check.", interval)
+        return Decision(True, outcome, _("Better: %(gain)s; no known answers to check.", gain=gain), interval)
     change = comparison.new_accuracy - comparison.parent_accuracy
-    answers = (
-        f"answer accuracy {100 * comparison.parent_accuracy:.1f} % before, {100 * comparison.new_accuracy:.1f} % now"
+    answers = _(
+        "answer accuracy %(before)s %% before, %(now)s %% now",
+        before=f"{100 * comparison.parent_accuracy:.1f}",
+        now=f"{100 * comparison.new_accuracy:.1f}",
     )
     if change < -max_answer_drop - 1e-9:  # in floating point 0.90 - 0.88 is a little more than 0.02
-        allowed = f"at most {100 * max_answer_drop:.1f} points may be lost"
-        reason = f"No clear difference: better explanations but worse answers: {gain}; {answers}, {allowed}."
+        reason = _(
+            "No clear difference: better explanations but worse answers: %(gain)s; %(answers)s, at most %(points)s"
+            " points may be lost.",
+            gain=gain,
+            answers=answers,
+            points=f"{100 * max_answer_drop:.1f}",
+        )
         return Decision(False, "no clear difference", reason, interval)
-    return Decision(True, outcome, f"Better: {gain}; {answers}.", interval)
+    return Decision(True, outcome, _("Better: %(gain)s; %(check)s.", gain=gain, check=answers), interval)
+
+
+def _word_gain(comparison: Comparison, interval: Interval, confidence: float) -> Phrase:
+    values = {
+        "metric": comparison.metric,
+        "change": _signed(interval.mean),
+        "confidence": f"{100 * confidence:.0f}",
+        "low": _signed(interval.low),
+        "high": _signed(interval.high),
+    }
+    if comparison.unit == "images":
+        return ngettext(
+            "%(metric)s changed by %(change)s (%(confidence)s %% interval %(low)s to %(high)s, %(num)s image)",
+            "%(metric)s changed by %(change)s (%(confidence)s %% interval %(low)s to %(high)s, %(num)s images)",
+            interval.n,
+            **values,
+        )
+    return ngettext(
+        "%(metric)s changed by %(change)s (%(confidence)s %% interval %(low)s to %(high)s, %(num)s prompt)",
+        "%(metric)s changed by %(change)s (%(confidence)s %% interval %(low)s to %(high)s, %(num)s prompts)",
+        interval.n,
+        **values,
+    )
+
+
+def _check_explanations(
+    explanations: Comparison, gained: Interval, gain: Phrase, *, max_drop: float, seed: int
+) -> Decision:
+    """The decision on a version whose answers are better: whether its explanations have not become worse."""
+    if not explanations.new:
+        return Decision(True, "better", _("Better: %(gain)s; no explanations to check.", gain=gain), gained)
+    before, now = (sum(values) / len(values) for values in (explanations.parent, explanations.new))
+    interval = paired_bootstrap(explanations.new, explanations.parent, seed=seed)
+    check = _(
+        "%(metric)s %(before)s before, %(now)s now",
+        metric=explanations.metric,
+        before=_number(before),
+        now=_number(now),
+    )
+    if interval.mean >= -max_drop - 1e-9 and interval.high >= 0:
+        return Decision(True, "better", _("Better: %(gain)s; %(check)s.", gain=gain, check=check), gained)
+    reason = _(
+        "No clear difference: better answers but worse explanations: %(gain)s; %(check)s.", gain=gain, check=check
+    )
+    return Decision(False, "no clear difference", reason, gained)
 
 
 def outcome_of(low: float | None, high: float | None, n: int, *, neutral: float = 0.0) -> Outcome:
@@ -100,14 +176,11 @@ def outcome_of(low: float | None, high: float | None, n: int, *, neutral: float 
     return "better" if low > neutral else "worse" if high < neutral else "no clear difference"
 
 
-def outcome_words(outcome: Outcome, n: int) -> str:
-    """The outcome as everybody words it; for too few prompts with their number."""
-    return f"{outcome} ({n}; at least {FEWEST_PROMPTS})" if outcome == "too few to tell" else outcome
-
-
-def capitalise(words: str) -> str:
-    """`words` as the beginning of a sentence."""
-    return words[:1].upper() + words[1:]
+def opening(outcome: Outcome, n: int) -> Phrase:
+    """The outcome as the beginning of a sentence; for too few prompts with their number."""
+    if outcome == "too few to tell":
+        return _("Too few to tell (%(number)s; at least %(fewest)s)", number=n, fewest=FEWEST_PROMPTS)
+    return OPENINGS[outcome]
 
 
 def reword_reason(reason: str, change: Mapping[str, Any] | None) -> str:
@@ -118,14 +191,14 @@ def reword_reason(reason: str, change: Mapping[str, Any] | None) -> str:
     for earlier, today in EARLIER_WORDS:
         reason = reason.replace(earlier, today)
     if reason.startswith(EARLIER_WITHOUT_PROMPTS):
-        few = capitalise(outcome_words("too few to tell", 0))
+        few = opening("too few to tell", 0)
         return f"{few}: there are no validation prompts.{reason.removeprefix(EARLIER_WITHOUT_PROMPTS)}"
     found = EARLIER_REASON.fullmatch(reason)
     if found is None or change is None:
         return reason
     n = int(change["n"])
     if n < FEWEST_PROMPTS:
-        return f"{capitalise(outcome_words('too few to tell', n))}: {found['gain']}{found['rest']}"
+        return f"{opening('too few to tell', n)}: {found['gain']}{found['rest']}"
     if found["words"] == "Not clearly better":
         outcome = outcome_of(change["low"], change["high"], n)
         words = "Worse" if outcome == "worse" else "No clear difference"
@@ -138,17 +211,32 @@ def _signed(value: float) -> str:
     return f"{value:+.4f}".replace("-", "\u2212")
 
 
-def primary_values(scores: Mapping[str, Any], metric: str) -> list[float | None]:
-    """The values of the primary metric, from a result of `illume.evaluation.evaluation.evaluate`.
+def _number(value: float) -> str:
+    return f"{value:.4f}".replace("-", "\u2212")
 
-    `rouge_l` is ROUGE-L of the rationales sampled after the gold answer, because critics are shown samples; `heldout`
-    is the mean log-likelihood of each prompt's held-out rationales. Raises ValueError for another metric.
+
+def primary_values(scores: Mapping[str, Any], metric: str) -> list[float | None]:
+    """The values of the primary metric, from an evaluation of rationales or of structured answers.
+
+    `rouge_l` is ROUGE-L of the rationales sampled after the gold answer, or in structured answers, because critics are
+    shown samples; `heldout` is the mean log-likelihood of each prompt's held-out rationales; `balanced_accuracy` is
+    what each image contributes to that of the greedy answers. Raises ValueError for another metric.
     """
     if metric == "rouge_l":
-        return list(scores["gold"]["sampled"]["rouge_l"])
+        return list(_sampled(scores)["rouge_l"])
+    if metric == "balanced_accuracy":
+        return list(scores["fields"]["greedy"]["balanced"])
     if metric == "heldout":
         return list(heldout_by_prompt(scores).values())
     raise ValueError(f"unknown primary metric {metric}")
+
+
+def _sampled(scores: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The scores of the sampled rationales."""
+    found: Mapping[str, Any] = (
+        scores["fields"]["sampled"]["rationales"] if "fields" in scores else scores["gold"]["sampled"]
+    )
+    return found
 
 
 def heldout_by_prompt(scores: Mapping[str, Any]) -> dict[str, float]:
@@ -160,7 +248,7 @@ def heldout_by_prompt(scores: Mapping[str, Any]) -> dict[str, float]:
 
 
 def compare(new: Mapping[str, Any], parent: Mapping[str, Any], *, metric: str) -> Comparison:
-    """Builds the input of the rule from two results of `illume.evaluation.evaluation.evaluate`.
+    """Builds the input of the rule from two evaluations of rationales, or of structured answers.
 
     Raises ValueError if the results are of different prompts or settings.
     """
@@ -169,12 +257,32 @@ def compare(new: Mapping[str, Any], parent: Mapping[str, Any], *, metric: str) -
             raise ValueError(f"the two versions were not scored with the same {field}")
     if metric == "heldout" and new["heldout"]["prompts"] != parent["heldout"]["prompts"]:
         raise ValueError("the two versions were not scored with the same held-out rationales")
+    by_image = metric == "balanced_accuracy"
+    return replace(
+        _compare_values(new, parent, metric),
+        new_accuracy=_accuracy(new),
+        parent_accuracy=_accuracy(parent),
+        unit="images" if by_image else "prompts",
+        explanations=_compare_values(new, parent, explanations_metric(new)) if by_image else None,
+    )
+
+
+def _compare_values(new: Mapping[str, Any], parent: Mapping[str, Any], metric: str) -> Comparison:
     pairs = zip(primary_values(new, metric), primary_values(parent, metric), strict=True)
     present = [(a, b) for a, b in pairs if a is not None and b is not None]
-    return Comparison(
-        metric=METRIC_NAMES[metric],
-        new=[a for a, _ in present],
-        parent=[b for _, b in present],
-        new_accuracy=new["answers"]["accuracy"],
-        parent_accuracy=parent["answers"]["accuracy"],
-    )
+    return Comparison(METRIC_NAMES[metric], [a for a, _old in present], [b for _new, b in present], None, None)
+
+
+def _accuracy(scores: Mapping[str, Any]) -> float | None:
+    """The share of right answers, or of exactly right ratings; None without gold ones."""
+    if "fields" not in scores:
+        accuracy: float | None = scores["answers"]["accuracy"]
+        return accuracy
+    found = scores["fields"]["greedy"]["measures"].get("rating_accuracy")
+    return None if found is None else float(found["mean"])
+
+
+def explanations_metric(scores: Mapping[str, Any]) -> str:
+    """What the rationales of structured answers are scored by: ROUGE-L, or without references their likelihood."""
+    referenced = any(value is not None for value in _sampled(scores)["rouge_l"])
+    return "rouge_l" if referenced or not scores["heldout"]["prompts"] else "heldout"

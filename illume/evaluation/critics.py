@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from illume.evaluation.metrics import rouge_l
 from illume.evaluation.tasks import faithful
+from illume.fields.accepting import field_pairs
+from illume.fields.answers import Values, can_guard, parse_answer
+from illume.fields.definitions import AnswerField, AnswerFields
 from illume.records import Example, Rationale, Rejection, TrainingRow, Verdict, stable_seed
 from illume.texts import normalise_rationale
 
@@ -93,6 +97,39 @@ def random_critic(*, like: Critic | None = None, n_picks: int = 1, seed: int, na
     return judge
 
 
+def structured_critic(critic: Critic, fields: AnswerFields, *, mistakes: float = 0.0, seed: int = 0) -> Critic:
+    """`critic` on structured answers: it picks by the rationales alone, and gives each field its gold value.
+
+    Invalid answers are never picked. A choice is another than the gold one with probability `mistakes`; a field without
+    a gold value is not judged.
+    """
+
+    def judge(example: Example, candidates: Sequence[Rationale]) -> Verdict:
+        read: list[tuple[int, Rationale]] = []
+        for index, candidate in enumerate(candidates):
+            if candidate.invalid is None:
+                values = parse_answer(candidate.text, fields, example.policy)
+                text = values[fields.rationale.name] or ""
+                read.append((index, replace(candidate, text=text, answer=example.answer or "")))
+        verdict = critic(example, [candidate for _, candidate in read])
+        given = {
+            one.name: _mistaken(example, one, share=mistakes, seed=seed)
+            for one in fields.fields
+            if one.role != "rationale" and one.name in example.fields
+        }
+        return replace(verdict, picks=tuple(read[place][0] for place in verdict.picks), fields=given)
+
+    return judge
+
+
+def _mistaken(example: Example, field: AnswerField, *, share: float, seed: int) -> str | None:
+    """The value that a critic gives to a field, who makes mistakes in a share of the choices."""
+    gold = example.fields[field.name]
+    others = [value for value in field.values(example.policy) if value != gold]
+    generator = random.Random(stable_seed(seed, "mistake", example.id, field.name))
+    return generator.choice(others) if others and generator.random() < share else gold
+
+
 # Accumulating accepted rationales
 
 
@@ -144,6 +181,16 @@ def rationale_rows(
         if texts and answer is None:
             raise ValueError(f"{example.id} has accepted rationales but no answer")
         rows += [TrainingRow(replace(example, answer=answer), text) for text in texts]
+    return rows
+
+
+def answer_rows(examples: Sequence[Example], accepted: Accepted, fields: AnswerFields) -> list[TrainingRow]:
+    """One row for each accepted structured answer, in the order of `examples`; each is the JSON of a valid answer."""
+    rows = []
+    for example in examples:
+        for text in accepted.get(example.id, ()):
+            values = parse_answer(text, fields, example.policy)
+            rows.append(TrainingRow(example, values.pop(fields.rationale.name), values))
     return rows
 
 
@@ -203,17 +250,94 @@ def rejection_rows(
     return rows
 
 
+@dataclass(frozen=True, slots=True)
+class JudgedAnswers:
+    """Structured answers of one candidate set, None where invalid: which were picked, and the values decided on."""
+
+    example_id: str
+    candidates: tuple[Values | None, ...]
+    picks: tuple[int, ...]
+    decided: Mapping[str, str | None]
+
+
+def answer_rejections(
+    examples: Sequence[Example],
+    accepted: Accepted,
+    judged: Iterable[JudgedAnswers],
+    fields: AnswerFields,
+    *,
+    per_rationale: int,
+    seed: int,
+) -> list[Rejection]:
+    """The rejections of a round on structured answers, in the order of `examples`; no two are the same.
+
+    A rationale that was turned down stands beside a picked one under the decided values, so that nothing else differs;
+    a picked answer that is right but for one field stands beside itself as corrected.
+    """
+    found: dict[str, dict[str, tuple[Values, Values | None]]] = {}
+    name = fields.rationale.name
+    for one in judged:
+        mine = found.setdefault(one.example_id, {})
+        known = [json.loads(text)[name] for text in accepted.get(one.example_id, ())]
+        for pair in (*_turned_down(one, known, name, per_rationale, seed), *_corrected(one, fields)):
+            mine.setdefault(repr(pair), pair)
+    rows = []
+    for example in examples:
+        for worse, better in found.get(example.id, {}).values():
+            text, accepted_text = str(worse[name]), None if better is None else str(better[name])
+            values, others = _without(worse, name), None if better is None else _without(better, name)
+            rows.append(Rejection(example, text, accepted_text, values, others))
+    return rows
+
+
+def _turned_down(
+    judged: JudgedAnswers, known: Sequence[str], name: str, per_rationale: int, seed: int
+) -> list[tuple[Values, Values | None]]:
+    by_text: dict[str, Values] = {}
+    picked: list[str] = []
+    others: list[str] = []
+    for index, values in enumerate(judged.candidates):
+        if values is not None:
+            text = str(values[name])
+            by_text.setdefault(text, values)
+            (picked if index in judged.picks else others).append(text)
+    texts = JudgedSet(judged.example_id, tuple(picked), tuple(others))
+    pairs: list[tuple[Values, Values | None]] = []
+    for text, better in pair_texts(texts, accepted=known, per_rationale=per_rationale, seed=seed):
+        values = {**by_text[text if better is None else better], **judged.decided}
+        pairs.append(({**values, name: text}, None if better is None else {**values, name: better}))
+    return pairs
+
+
+def _corrected(judged: JudgedAnswers, fields: AnswerFields) -> list[tuple[Values, Values]]:
+    pairs = field_pairs(judged.candidates, judged.picks, judged.decided, fields)
+    return [(json.loads(pair.rejected), json.loads(pair.chosen)) for pair in pairs]
+
+
+def _without(values: Values, name: str) -> Values:
+    return {key: value for key, value in values.items() if key != name}
+
+
 def guard_rows(
-    examples: Sequence[Example], accepted: Accepted, *, per_rationale: int = 10, seed: int
+    examples: Sequence[Example],
+    accepted: Accepted,
+    *,
+    per_rationale: int = 10,
+    seed: int,
+    fields: AnswerFields | None = None,
 ) -> list[TrainingRow]:
     """The forgetting guard: VQA-only rows, up to `per_rationale` for each accepted rationale.
 
-    They are drawn from the train prompts that have a gold answer, first from those without an accepted rationale, then
-    from the others. Each prompt is used at most once, so there are fewer rows if there are not enough prompts.
+    They are drawn from the train prompts that have a gold answer, or the gold values of structured answers, first from
+    those without an accepted rationale, then from the others. Each prompt is used at most once, so there are fewer rows
+    if there are not enough prompts.
     """
     train = [example for example in examples if example.split == "train"]
     wanted = per_rationale * sum(len(accepted.get(example.id, ())) for example in train)
-    usable = [example for example in train if example.answer is not None]
+    if fields is None:
+        usable = [example for example in train if example.answer is not None]
+    else:
+        usable = [one for one in train if can_guard(one.fields, fields, explained=bool(one.references))]
     usable.sort(key=lambda example: guard_rank(example.id, seed=seed, judged=bool(accepted.get(example.id))))
     return [TrainingRow(example, None) for example in usable[:wanted]]
 

@@ -11,6 +11,7 @@ The result of `evaluate` can be written as JSON:
   corpus, with `bleu` (1-4) and `distinct_2`. Under `own`, `filtered` repeats the means over prompts whose own answer is
   correct, as is common in the literature. If METEOR is computed, there are also `meteor`, per prompt and on average,
   and `meteor_corpus`.
+* `more`: a list of texts per prompt, those that were asked for by the way (`More`). They are not scored.
 * `heldout`: the mean log-likelihood per token of held-out accepted rationales, one by one and on average.
 """
 
@@ -18,8 +19,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from illume.evaluation.meteor import Meteor
 from illume.evaluation.metrics import bleu, chrf, cider, distinct_n, rouge_l
@@ -35,10 +36,21 @@ from illume.sampling.sampler import SamplingParams
 from illume.settings import EvaluationSettings, SamplingSettings
 
 Scores = dict[str, Any]
-Part = Literal["answers", "gold", "own", "heldout"]
-PARTS: tuple[Part, ...] = get_args(Part)
+Part = Literal["answers", "gold", "own", "heldout", "fields"]
+PARTS: tuple[Part, ...] = ("answers", "gold", "own", "heldout")
+FIELD_PARTS: tuple[Part, ...] = ("fields", "heldout")
+"""The parts of `illume.evaluation.structured.evaluate_structured`."""
 
-_TOKEN_BUDGET = 16384
+TOKEN_BUDGET = 16384
+"""Tokens of keys and values that are held at a time while a version is scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class More:
+    """Rationales to sample beside those that are scored, of the same passes over the prompts with the gold answers."""
+
+    temperature: float
+    samples: int
 
 
 def evaluate(
@@ -54,16 +66,19 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     prompt_cache: EncodedPromptCache | None = None,
     meteor: Meteor | None = None,
+    more: More | None = None,
 ) -> Scores:
     """Scores the model in `vlm` on `examples`, and on `heldout` rationales.
 
     `known` holds parts that were computed before; they are copied into the result. `on_part` is called with each new
     part as soon as it is complete, `progress` with the number of newly generated texts (it may raise to stop).
     `prompt_cache` saves work when several versions of a base model are scored on the same examples. With `meteor`,
-    rationales are scored by METEOR too.
+    rationales are scored by METEOR too. With `more`, the result has these texts as well; the part `gold` must be new.
 
     The part `own` needs `answers`, and so does `gold` if an example has no gold answer; ValueError is raised without.
     """
+    if more is not None and "gold" not in set(parts) - set(known or {}):
+        raise ValueError("more rationales come with the part gold, which is not computed")
     scores: Scores = {
         "prompts": [example.id for example in examples],
         "settings": dataclasses.asdict(settings) | {"template": template},
@@ -72,7 +87,7 @@ def evaluate(
     report = progress or (lambda _: None)
     together = None
     if prompt_cache is not None and {"answers", "gold"} <= set(parts) - set(known):
-        together = _generate_together(vlm, examples, settings, template, report, prompt_cache)
+        together = _generate_together(vlm, examples, settings, template, report, prompt_cache, more)
     for part in PARTS:
         if part in known:
             scores[part] = known[part]
@@ -85,17 +100,27 @@ def evaluate(
         elif part == "heldout":
             scores[part] = _score_heldout(vlm, heldout, template)
             report(len(heldout))
+        elif part == "gold":
+            explained = _explained(examples, part, scores)
+            if together is None:
+                together = _generate(vlm, explained, settings, template, report, prompt_cache, more)
+            n_scored = 1 + settings.samples
+            scores[part] = _score_texts(explained, [row[:n_scored] for row in together[0]])
+            if more is not None:
+                scores["more"] = [row[n_scored:] for row in together[0]]
         else:
-            texts = together[0] if together and part == "gold" else None
-            scores[part] = _score_part(vlm, examples, settings, template, part, scores, report, prompt_cache, texts)
+            explained = _explained(examples, part, scores)
+            texts = _generate_after_own_answers(vlm, examples, explained, settings, template, scores, report)
+            scores[part] = _score_texts(explained, texts, correct=scores["answers"]["correct"])
         if on_part is not None:
             on_part(part, scores[part])
     return scores if meteor is None else add_meteor(scores, examples, meteor)
 
 
 def n_texts(examples: Sequence[Example], settings: EvaluationSettings, *, parts: Sequence[Part] = PARTS) -> int:
-    """Estimates how many texts `evaluate` will have reported to `progress` in the end."""
-    each = {"answers": 1, "gold": 1 + settings.samples, "own": 1 + settings.samples, "heldout": 0}
+    """Estimates how many texts an evaluation will have reported to `progress` in the end."""
+    sampled = 1 + settings.samples
+    each = {"answers": 1, "gold": sampled, "own": sampled, "heldout": 0, "fields": sampled}
     return len(examples) * sum(each[part] for part in parts)
 
 
@@ -111,31 +136,16 @@ def _score_answers(
     """The part `answers`; generates the model's own answers unless they are given in `own`."""
     if own is None:
         sampling = SamplingSettings(max_new_tokens=settings.max_answer_tokens, template=template)
-        progress = _count_texts(report, 1)
+        progress = count_texts(report, 1)
         own = generate_answers(vlm, examples, sampling, progress=progress, prompt_cache=prompt_cache)
     correct = [answer_right(answer, example) for example, answer in zip(examples, own, strict=True)]
     return {"own": own, "gold": [example.answer for example in examples], "correct": correct, "accuracy": mean(correct)}
 
 
-def _score_part(
-    vlm: Vlm,
-    examples: Sequence[Example],
-    settings: EvaluationSettings,
-    template: str,
-    part: Part,
-    scores: Mapping[str, Any],
-    report: Callable[[int], None],
-    prompt_cache: EncodedPromptCache | None,
-    texts: list[list[str]] | None,
+def _score_texts(
+    explained: Sequence[Example], texts: Sequence[Sequence[str]], *, correct: Sequence[bool | None] | None = None
 ) -> Scores:
-    """The part `gold` or `own`; generates the rationales unless they are given in `texts`."""
-    answers = _prompt_answers(examples, part, scores)
-    explained = [replace(example, answer=answer) for example, answer in zip(examples, answers, strict=True)]
-    if texts is None and part == "gold":
-        texts, _ = _generate(vlm, explained, settings, template, report, prompt_cache)
-    elif texts is None:
-        texts = _generate_after_own_answers(vlm, examples, answers, settings, template, scores, report)
-    correct = scores["answers"]["correct"] if part == "own" else None
+    """The scores of the part `gold` or `own`: of each example a greedy text, then sampled ones."""
     return {
         "greedy": score_rationales(explained, [row[:1] for row in texts], correct=correct),
         "sampled": score_rationales(explained, [row[1:] for row in texts], correct=correct),
@@ -145,13 +155,13 @@ def _score_part(
 def _generate_after_own_answers(
     vlm: Vlm,
     examples: Sequence[Example],
-    own_answers: Sequence[str],
+    explained: Sequence[Example],
     settings: EvaluationSettings,
     template: str,
     scores: Mapping[str, Any],
     report: Callable[[int], None],
 ) -> list[list[str]]:
-    """The rationales of the part `own`.
+    """The rationales of the part `own`, behind the answers in `explained`.
 
     If the own answer is the gold one, prompt and seeds are the same, so the rationales of the part `gold` are reused.
     There is no prompt cache: each version has different own answers.
@@ -160,16 +170,21 @@ def _generate_after_own_answers(
     if "gold" in scores:
         greedy, sampled = (scores["gold"][style]["rationales"] for style in ("greedy", "sampled"))
         for index, answer in enumerate(_prompt_answers(examples, "gold", scores)):
-            if answer.strip() == own_answers[index].strip():
+            if answer.strip() == (explained[index].answer or "").strip():
                 texts[index] = greedy[index] + sampled[index]
     missing = [index for index, row in enumerate(texts) if not row]
     if "gold" in scores:
         report((len(examples) - len(missing)) * (1 + settings.samples))
-    explained = [replace(examples[index], answer=own_answers[index]) for index in missing]
-    rows, _ = _generate(vlm, explained, settings, template, report, None)
+    rows, _ = _generate(vlm, [explained[index] for index in missing], settings, template, report, None)
     for index, row in zip(missing, rows, strict=True):
         texts[index] = row
     return texts
+
+
+def _explained(examples: Sequence[Example], part: str, scores: Mapping[str, Any]) -> list[Example]:
+    """The examples with the answers in their rationale prompts."""
+    answers = _prompt_answers(examples, part, scores)
+    return [replace(example, answer=answer) for example, answer in zip(examples, answers, strict=True)]
 
 
 def _prompt_answers(examples: Sequence[Example], part: str, scores: Mapping[str, Any]) -> list[str]:
@@ -191,6 +206,7 @@ def _generate_together(
     template: str,
     report: Callable[[int], None],
     prompt_cache: EncodedPromptCache,
+    more: More | None,
 ) -> tuple[list[list[str]], list[str]] | None:
     """Rationales after the gold answers, and the own answers, with one forward pass over each prompt.
 
@@ -201,7 +217,7 @@ def _generate_together(
     suffix_lengths = count_suffix_tokens(vlm, examples, template=template)
     if suffix_lengths is None:
         return None
-    return _generate(vlm, examples, settings, template, report, prompt_cache, suffix_lengths)
+    return _generate(vlm, examples, settings, template, report, prompt_cache, more, suffix_lengths)
 
 
 def _generate(
@@ -211,23 +227,24 @@ def _generate(
     template: str,
     report: Callable[[int], None],
     prompt_cache: EncodedPromptCache | None,
+    more: More | None = None,
     suffix_lengths: Sequence[int] | None = None,
 ) -> tuple[list[list[str]], list[str]]:
-    """Generates a greedy rationale for each example, then `settings.samples` sampled ones.
+    """Generates a greedy rationale for each example, then `settings.samples` sampled ones, then `more`.
 
     With `suffix_lengths` of `count_suffix_tokens` own answers are generated too, else they are empty. Unlike in the
     candidate sets that critics see, duplicates are kept: redrawing them would favour rare texts.
     """
-    vocabulary = bare_model(vlm).config.get_text_config().vocab_size
-    top_k = max(1, round(settings.top_k_share * vocabulary))
+    also = None if more is None else replace(settings, temperature=more.temperature, samples=more.samples)
     texts: list[list[str]] = [[] for _ in examples]
     answers = ["" for _ in examples]
     requests = []
     for example, suffix_length in zip(examples, suffix_lengths or [0] * len(examples), strict=True):
-        seeds = [stable_seed(settings.seed, example.id, number) for number in range(settings.samples)]
-        sampled = [SamplingParams(settings.temperature, top_k, seed=seed) for seed in seeds]
+        params: tuple[SamplingParams, ...] = (SamplingParams(), *sampled_params(vlm, example, settings))
+        if also is not None:
+            params += sampled_params(vlm, example, also)
         prompt = rationale_prompt(example, example.answer or "", template=template)
-        requests.append(DecodeRequest(prompt, example.images, (SamplingParams(), *sampled), suffix_length))
+        requests.append(DecodeRequest(prompt, example.images, params, suffix_length))
 
     def keep(index: int, completions: list[Completion]) -> Sequence[SamplingParams]:
         if index < 0:
@@ -241,17 +258,30 @@ def _generate(
             vlm,
             requests,
             max_new_tokens=settings.max_new_tokens,
-            token_budget=_TOKEN_BUDGET,
+            token_budget=TOKEN_BUDGET,
             on_completions=keep,
-            progress=_count_texts(report, 1 + settings.samples + (suffix_lengths is not None)),
+            progress=count_texts(report, 1 + settings.samples + (suffix_lengths is not None)),
             prompt_cache=prompt_cache,
         )
     return texts, answers
 
 
+def sampled_params(vlm: Vlm, example: Example, settings: EvaluationSettings) -> tuple[SamplingParams, ...]:
+    """How `settings.samples` texts about an example are sampled; each seed is that of the example and a number."""
+    top_k = count_kept(vlm, settings)
+    seeds = (stable_seed(settings.seed, example.id, number) for number in range(settings.samples))
+    return tuple(SamplingParams(settings.temperature, top_k, seed=seed) for seed in seeds)
+
+
+def count_kept(vlm: Vlm, settings: EvaluationSettings) -> int:
+    """The number of most likely tokens that are sampled from."""
+    vocabulary = int(bare_model(vlm).config.get_text_config().vocab_size)
+    return max(1, round(settings.top_k_share * vocabulary))
+
+
 def _score_heldout(vlm: Vlm, rows: Sequence[TrainingRow], template: str) -> Scores:
     triples = [(row.example, row.example.answer or "", row.rationale) for row in rows if row.rationale is not None]
-    settings = SamplingSettings(template=template, token_budget=_TOKEN_BUDGET)
+    settings = SamplingSettings(template=template, token_budget=TOKEN_BUDGET)
     values = mean_logprobs(vlm, triples, settings) if triples else []
     return {"prompts": [example.id for example, _, _ in triples], "mean_logprob": values, "mean": mean(values)}
 
@@ -291,8 +321,13 @@ def _against_references(
 
 
 def add_meteor(scores: Scores, examples: Sequence[Example], program: Meteor) -> Scores:
-    """Adds METEOR of all rationales with references to `scores`, a result of `evaluate` on `examples`."""
+    """Adds METEOR of all rationales with references to `scores`, the result of an evaluation on `examples`."""
     result = dict(scores)
+    if "fields" in scores:
+        result["fields"] = {
+            style: one | {"rationales": _with_meteor(one["rationales"], examples, scores, program)}
+            for style, one in scores["fields"].items()
+        }
     for part in ("gold", "own"):
         if part in scores:
             result[part] = {
@@ -360,7 +395,7 @@ def mean(values: Sequence[float | None]) -> float | None:
     return sum(present) / len(present) if present else None
 
 
-def _count_texts(report: Callable[[int], None], texts_per_prompt: int) -> Callable[[int, int], None]:
+def count_texts(report: Callable[[int], None], texts_per_prompt: int) -> Callable[[int, int], None]:
     """A progress callback of `decode_prompts` that reports the number of new texts."""
     before = 0
 

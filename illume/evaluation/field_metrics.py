@@ -33,7 +33,7 @@ class FieldCase:
     change: str = ""
 
 
-_COLUMNS = (
+COLUMNS = (
     "n",
     "invalid",
     "rated",  # cases with a gold rating
@@ -49,6 +49,7 @@ _COLUMNS = (
     "others",  # the other pairs
     "kept",  # of these, those where the rating stays positive or negative
 )
+"""What is counted of each image."""
 
 
 def _balanced(c: Mapping[str, Counts]) -> Counts:
@@ -71,7 +72,7 @@ MEASURES: dict[str, Callable[[Mapping[str, Counts]], Counts]] = {
     "policy_exception_recall": lambda c: c["followed"] / c["flips"],
     "policy_exception_specificity": lambda c: c["kept"] / c["others"],
 }
-"""Each measure from the summed counts of `_COLUMNS`.
+"""Each measure from the summed counts of `COLUMNS`.
 
 * `balanced_accuracy`: the mean of recall and specificity, the primary metric.
 * `recall` and `specificity`: of the images whose gold rating is positive, or negative, the share that is rated so.
@@ -89,43 +90,73 @@ def field_measures(
     fields: AnswerFields,
     *,
     seed: int,
+    among: Sequence[FieldCase] = (),
     confidence: float = 0.95,
     resamples: int = 2000,
 ) -> Measures:
     """All measures with their intervals, whose `n` is the number of images; None where nothing is counted.
 
-    A measure that reads ratings or categories is None without such a field. Raises ValueError without cases.
+    `among` has the cases that variants are compared with, where `cases` lack them. A measure that reads ratings or
+    categories is None without such a field. Raises ValueError without cases.
     """
     if not cases:
         raise ValueError("there are no answers to measure")
-    counts = count_by_image(cases, fields)
+    counts = count_by_image(cases, fields, among=among)
+    return compare_counts([counts], seed=seed, confidence=confidence, resamples=resamples)
+
+
+def compare_counts(
+    runs: Sequence[Counts],
+    against: Sequence[Counts] = (),
+    *,
+    seed: int,
+    measures: Mapping[str, Callable[[Mapping[str, Counts]], Counts]] = MEASURES,
+    columns: Sequence[str] = COLUMNS,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+) -> Measures:
+    """Measures as means over `runs`, minus those over `against` if there are any, with their intervals.
+
+    Each run is (images, columns), of the same images in the same order. Images are drawn for all runs at once, so that
+    a difference is paired. A measure that is not defined in a run is None.
+    """
 
     def measure(sums: Counts) -> Counts:
-        by_name = {name: sums[:, index] for index, name in enumerate(_COLUMNS)}
+        by_name = {name: sums[:, index] for index, name in enumerate(columns)}
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.stack([compute(by_name) for compute in MEASURES.values()], axis=1)
+            return np.stack([compute(by_name) for compute in measures.values()], axis=1)
 
-    intervals = bootstrap_sums(counts, measure, seed=seed, confidence=confidence, resamples=resamples)
-    return dict(zip(MEASURES, intervals, strict=True))
+    def statistic(sums: Counts) -> Counts:
+        values = [measure(run) for run in np.split(sums, len(runs) + len(against), axis=1)]
+        means: Counts = np.mean(values[: len(runs)], axis=0)
+        return means - np.mean(values[len(runs) :], axis=0) if against else means
+
+    stacked = np.hstack([np.asarray(run, dtype=np.float64) for run in (*runs, *against)])
+    intervals = bootstrap_sums(stacked, statistic, seed=seed, confidence=confidence, resamples=resamples)
+    return dict(zip(measures, intervals, strict=True))
 
 
 def measures_by_change(cases: Sequence[FieldCase], fields: AnswerFields, *, seed: int) -> dict[str, Measures]:
     """The measures of the cases of each policy variant; those of the unchanged policies are under an empty name."""
     changes = dict.fromkeys(one.change for one in cases)
     return {
-        change: field_measures([one for one in cases if one.change == change], fields, seed=seed) for change in changes
+        change: field_measures([one for one in cases if one.change == change], fields, seed=seed, among=cases)
+        for change in changes
     }
 
 
-def count_by_image(cases: Sequence[FieldCase], fields: AnswerFields) -> Counts:
-    """The counts of `_COLUMNS` of each image, in the order of the first case of each: (images, columns)."""
+def count_by_image(cases: Sequence[FieldCase], fields: AnswerFields, *, among: Sequence[FieldCase] = ()) -> Counts:
+    """The counts of `COLUMNS` of each image, in the order of the first case of each: (images, columns).
+
+    `among` is as in `field_measures`.
+    """
     rows = {image: index for index, image in enumerate(dict.fromkeys(one.image for one in cases))}
-    counts = np.zeros((len(rows), len(_COLUMNS)))
-    by_id = {one.id: one for one in cases}
+    counts = np.zeros((len(rows), len(COLUMNS)))
+    by_id = {one.id: one for one in (*among, *cases)}
     for case in cases:
         found = _count_case(case, fields) | _count_pair(case, by_id, fields)
         for name, value in found.items():
-            counts[rows[case.image], _COLUMNS.index(name)] += value
+            counts[rows[case.image], COLUMNS.index(name)] += value
     return counts
 
 
@@ -164,7 +195,7 @@ def balanced_by_image(cases: Sequence[FieldCase], fields: AnswerFields) -> list[
     """
     counts = count_by_image(cases, fields)
     positive, true_positive, negative, true_negative = (
-        counts[:, _COLUMNS.index(name)] for name in ("positive", "true_positive", "negative", "true_negative")
+        counts[:, COLUMNS.index(name)] for name in ("positive", "true_positive", "negative", "true_negative")
     )
     if not positive.sum() or not negative.sum():
         return []

@@ -27,6 +27,9 @@ from illume.texts import fold, normalise_answer, words
 METRICS_VERSION = 2
 """Counted up whenever a score of the same texts changes: scores that are kept carry it."""
 
+_REMEMBERED = 100_000
+"""Texts whose scores are kept: versions of a model write many of the same texts about the same prompts."""
+
 Ngram = tuple[str, ...]
 Counts = NDArray[np.float64]
 
@@ -63,8 +66,12 @@ def rouge_l(candidate: str, references: Sequence[str]) -> float:
     """
     if not references:
         raise ValueError("ROUGE-L needs at least one reference")
-    score: float = _rouge_scorer().score_multi(list(references), candidate)["rougeL"].fmeasure
-    return float(score)
+    return _rouge_l(candidate, tuple(references))
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _rouge_l(candidate: str, references: tuple[str, ...]) -> float:
+    return float(_rouge_scorer().score_multi(list(references), candidate)["rougeL"].fmeasure)
 
 
 def caption_rouge_l(candidate: str, references: Sequence[str], *, beta: float = 1.2) -> float:
@@ -116,6 +123,11 @@ def chrf(candidate: str, references: Sequence[str]) -> float:
     """
     if not references:
         raise ValueError("chrF++ needs at least one reference")
+    return _chrf(candidate, tuple(references))
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _chrf(candidate: str, references: tuple[str, ...]) -> float:
     return float(_chrf_scorer().sentence_score(fold(candidate), [fold(text) for text in references]).score) / 100
 
 
@@ -156,16 +168,25 @@ def bleu_counts(
     of a reference. The statistics of a corpus are the sum of its rows, so that a corpus can be resampled without
     counting again. sacrebleu counts.
     """
+    _check_corpus(candidates, references)
+    pairs = zip(candidates, references, strict=True)
+    return np.array([_bleu_row(text, tuple(texts), max_order, tokenise) for text, texts in pairs], dtype=np.float64)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _bleu_row(
+    candidate: str, references: tuple[str, ...], max_order: int, tokenise: Callable[[str], list[str]]
+) -> tuple[float, ...]:
+    split, *others = (" ".join(tokenise(one)) for one in (candidate, *references))
+    found = _bleu_scorer(max_order).sentence_score(split, others)
+    return (*found.counts, *found.totals, found.sys_len, found.ref_len)
+
+
+@lru_cache
+def _bleu_scorer(max_order: int) -> Any:
     from sacrebleu.metrics import BLEU  # most of a second to import, and the server imports this module
 
-    _check_corpus(candidates, references)
-    scorer = BLEU(tokenize="none", max_ngram_order=max_order, smooth_method="none", effective_order=True)
-    rows = np.zeros((len(candidates), 2 * max_order + 2))
-    for row, text, texts in zip(rows, candidates, references, strict=True):
-        split, *others = (" ".join(tokenise(one)) for one in (text, *texts))
-        found = scorer.sentence_score(split, others)
-        row[:] = [*found.counts, *found.totals, found.sys_len, found.ref_len]
-    return rows
+    return BLEU(tokenize="none", max_ngram_order=max_order, smooth_method="none", effective_order=True)
 
 
 def bleu_of_counts(sums: Counts) -> Counts:
@@ -206,26 +227,12 @@ def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> lis
     CIDEr-D. As in the reference implementation, the lengths in the penalty are counted in bigrams.
     """
     _check_corpus(candidates, references)
-    reference_ngrams = [[_all_ngrams(caption_words(text)) for text in texts] for texts in references]
-    document_frequency: Counter[Ngram] = Counter()
-    for ngrams_of_one in reference_ngrams:
-        document_frequency.update({ngram for counts in ngrams_of_one for ngram in counts})
-    log_size = math.log(len(candidates))
-
-    def vectors(counts: Counter[Ngram]) -> tuple[list[dict[Ngram, float]], list[float], int]:
-        weights: list[dict[Ngram, float]] = [{} for _ in range(4)]
-        for ngram, count in counts.items():
-            idf = log_size - math.log(max(1, document_frequency[ngram]))
-            weights[len(ngram) - 1][ngram] = count * idf
-        norms = [math.sqrt(sum(value * value for value in order.values())) for order in weights]
-        return weights, norms, sum(count for ngram, count in counts.items() if len(ngram) == 2)
-
+    vectors, by_prompt = _cider_corpus(tuple(map(tuple, references)))
     scores = []
-    for text, ngrams_of_one in zip(candidates, reference_ngrams, strict=True):
+    for text, their_vectors in zip(candidates, by_prompt, strict=True):
         weights, norms, length = vectors(_all_ngrams(caption_words(text)))
         total = 0.0
-        for reference in ngrams_of_one:
-            ref_weights, ref_norms, ref_length = vectors(reference)
+        for ref_weights, ref_norms, ref_length in their_vectors:
             penalty = math.exp(-((length - ref_length) ** 2) / (2 * 6.0**2))
             for order in range(4):
                 norm = norms[order] * ref_norms[order]
@@ -233,15 +240,44 @@ def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> lis
                     others = ref_weights[order]
                     dot = sum(min(w, others.get(g, 0.0)) * others.get(g, 0.0) for g, w in weights[order].items())
                     total += penalty * dot / norm
-        scores.append(10.0 * total / 4 / len(ngrams_of_one))
+        scores.append(10.0 * total / 4 / len(their_vectors))
     return scores
+
+
+_Vectors = tuple[list[dict[Ngram, float]], list[float], int]
+"""Of one text: the weights of its n-grams by order, their norms, and the number of its bigrams."""
+
+
+@lru_cache(maxsize=8)
+def _cider_corpus(
+    references: tuple[tuple[str, ...], ...],
+) -> tuple[Callable[[Counter[Ngram]], _Vectors], list[list[_Vectors]]]:
+    """What weighs n-grams by their document frequencies in `references`, and the vectors of these.
+
+    Kept, because all versions of a model are scored against the same references.
+    """
+    ngrams = [[_all_ngrams(caption_words(text)) for text in texts] for texts in references]
+    document_frequency: Counter[Ngram] = Counter()
+    for of_one in ngrams:
+        document_frequency.update({ngram for counts in of_one for ngram in counts})
+    log_size = math.log(len(references))
+
+    def vectors(counts: Counter[Ngram]) -> _Vectors:
+        weights: list[dict[Ngram, float]] = [{} for _ in range(4)]
+        for ngram, count in counts.items():
+            idf = log_size - math.log(max(1, document_frequency[ngram]))
+            weights[len(ngram) - 1][ngram] = count * idf
+        norms = [math.sqrt(sum(value * value for value in order.values())) for order in weights]
+        return weights, norms, sum(count for ngram, count in counts.items() if len(ngram) == 2)
+
+    return vectors, [[vectors(counts) for counts in of_one] for of_one in ngrams]
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
     """Distinct-n: the share of distinct n-grams in `texts`, on `words` (Li et al., NAACL 2016); 0 without n-grams."""
     counts: Counter[Ngram] = Counter()
     for text in texts:
-        counts += _ngrams(words(text), n)
+        counts.update(_ngrams(words(text), n))  # `+=` would look through all n-grams each time
     return len(counts) / counts.total() if counts else 0.0
 
 

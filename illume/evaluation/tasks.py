@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from illume.evaluation.metrics import answer_correct
+from illume.fields.definitions import AnswerFields
 from illume.model.prompting import DEFAULT_TEMPLATE
 from illume.records import Example
 
@@ -41,6 +42,7 @@ class Task:
 
     `is_true` says whether a rationale is true of what the example shows and explains its answer, `is_right` whether an
     answer is the gold one. `group` names the group of an example that is also measured by itself, such as its language.
+    With `fields` answers are structured: the rationale explains their gold values.
     """
 
     name: str
@@ -52,6 +54,13 @@ class Task:
     template: str = DEFAULT_TEMPLATE
     rationale_tokens: int | None = None  # the longest rationale; None: as in the settings
     answer_tokens: int | None = None  # the longest answer; None: as in the settings
+    fields: Callable[[], AnswerFields] | None = None
+    fields_tokens: int | None = None  # the longest structured answer; None: as in the settings
+
+    @property
+    def answer_fields(self) -> AnswerFields | None:
+        """The fields of structured answers; None where answers are texts."""
+        return None if self.fields is None else self.fields()
 
 
 # Scenes
@@ -90,6 +99,30 @@ def _language(example: Example) -> str | None:
     return example.language
 
 
+# Guard
+
+
+def _make_guard(out: Path, **options: Any) -> None:
+    from illume.guard.making import make_guard
+
+    make_guard(out, **options)
+
+
+def _is_true_of_case(rationale: str, example: Example) -> bool:
+    from illume.guard.truth import is_faithful
+
+    scene, rating, category = example.metadata["scene"], example.fields["rating"], example.fields["category"]
+    if example.policy is None or rating is None or category is None:
+        raise ValueError("a policy and gold values are needed")
+    return is_faithful(rationale, scene, example.policy.to_json(), rating=rating, category=category)
+
+
+def _guard_fields() -> AnswerFields:
+    from illume.guard.policies import FIELDS
+
+    return FIELDS
+
+
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -101,6 +134,15 @@ TASKS: dict[str, Task] = {
             is_true=_is_true_of_pair,
             group=_language,
             rationale_tokens=80,
+        ),
+        Task(
+            "guard",
+            made="scenes under house rules",
+            make=_make_guard,
+            is_true=_is_true_of_case,
+            template="{policy}\nQ: {question} A: {answer}",
+            fields=_guard_fields,
+            fields_tokens=120,
         ),
     )
 }

@@ -28,6 +28,15 @@ class FieldPair:
     rejected: str
 
 
+@dataclass(frozen=True, slots=True)
+class FieldAnswers:
+    """The values of two answers that differ in one field alone, as `FieldPair` has their texts."""
+
+    field: str
+    chosen: Values
+    rejected: Values
+
+
 def decide_fields(
     given: Sequence[Mapping[str, str | None]], fields: AnswerFields
 ) -> tuple[dict[str, str | None], tuple[str, ...]]:
@@ -78,13 +87,21 @@ def field_pairs(
     fields: AnswerFields,
 ) -> list[FieldPair]:
     """Pairs of picked candidates that are right but for one field, and the same answers with that field corrected."""
-    pairs: dict[FieldPair, None] = {}
+    found = field_answers(candidates, picked, decided)
+    made = (FieldPair(one.field, answer_json(one.chosen, fields), answer_json(one.rejected, fields)) for one in found)
+    return list(dict.fromkeys(made))
+
+
+def field_answers(
+    candidates: Sequence[Values | None], picked: Collection[int], decided: Mapping[str, str | None]
+) -> list[FieldAnswers]:
+    """The values of `field_pairs`, of which several may be the same."""
+    pairs = []
     for candidate in _picked(candidates, picked):
         wrong = [name for name, value in decided.items() if candidate[name] != value]
         if len(wrong) == 1:
-            chosen = answer_json({**candidate, wrong[0]: decided[wrong[0]]}, fields)
-            pairs[FieldPair(wrong[0], chosen, answer_json(candidate, fields))] = None
-    return list(pairs)
+            pairs.append(FieldAnswers(wrong[0], {**candidate, wrong[0]: decided[wrong[0]]}, candidate))
+    return pairs
 
 
 def _picked(candidates: Sequence[Values | None], picked: Collection[int]) -> list[Values]:

@@ -22,7 +22,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict
 
 from illume.fields.policies import Policy, check_text
-from illume.validation import read_record
+from illume.phrases import Phrase, _
+from illume.validation import FieldError, read_record
 
 Kind = Literal["choice", "text"]
 Role = Literal["rating", "category", "rationale"]
@@ -109,7 +110,7 @@ class AnswerField:
         if not self.from_policy:
             return self.choices
         if policy is None:
-            raise ValueError(f"{self.name}: the choices are the policy's categories, and the prompt has no policy")
+            raise FieldError(self.name, _("the choices are the policy's categories, and the prompt has no policy"))
         names = policy.names
         return names if self.none is None or self.none in names else (*names, self.none)
 
@@ -203,8 +204,13 @@ def check_values(
     by_name = {one.name: one for one in fields.fields}
     for key, value in values.items():
         if key not in by_name:
-            raise ValueError(f"{name}.{key}: the project has no such field, only {', '.join(by_name)}")
+            raise FieldError(f"{name}.{key}", no_such_field(fields))
         check_value(by_name[key], value, policy, name=f"{name}.{key}")
+
+
+def no_such_field(fields: AnswerFields) -> Phrase:
+    """What is wrong with a field that is none of these."""
+    return _("the project has no such field, only %(names)s", names=", ".join(fields.names))
 
 
 def check_value(field: AnswerField, value: Any, policy: Policy | None, *, name: str) -> None:
@@ -212,9 +218,9 @@ def check_value(field: AnswerField, value: Any, policy: Policy | None, *, name: 
     if value is None and not field.required:
         return
     if not isinstance(value, str):
-        raise ValueError(f"{name} must be a text, not {value!r}")
+        raise FieldError(name, _("must be a text, not %(value)s", value=repr(value)), sign=" ")
     if field.kind == "choice":
         if value not in field.values(policy):
-            raise ValueError(f"{name}: {value!r} is none of the choices")
+            raise FieldError(name, _("%(value)s is none of the choices", value=repr(value)))
     elif not value.strip():
-        raise ValueError(f"{name} is empty")
+        raise FieldError(name, _("is empty"), sign=" ")

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict
 
-from illume.validation import read_record
+from illume.phrases import _
+from illume.validation import FieldError, read_record
 
 Status = Literal["default", "allowed", "strict"]
 """`allowed`: declared as no violation; `strict`: declared as sensitive."""
@@ -24,11 +25,11 @@ MAX_NAME = 200
 def check_text(name: str, text: str, *, most: int) -> None:
     """Raises ValueError if the text is blank, too long, or has characters that cannot be kept or seen."""
     if not text.strip():
-        raise ValueError(f"{name}: a text is needed")
+        raise FieldError(name, _("a text is needed"))
     if len(text) > most:
-        raise ValueError(f"{name}: at most {most:,} characters, not {len(text):,}")
+        raise FieldError(name, _("at most %(most)s characters, not %(n)s", most=f"{most:,}", n=f"{len(text):,}"))
     if not is_plain(text):
-        raise ValueError(f"{name}: control characters and halves of characters cannot be kept")
+        raise FieldError(name, _("control characters and halves of characters cannot be kept"))
 
 
 def is_plain(text: str) -> bool:
@@ -52,10 +53,12 @@ class PolicyCategory:
         """Raises ValueError naming what is wrong."""
         check_text("name", self.name, most=MAX_NAME)
         for status in STATUSES:
-            check_text(status, self._said(status), most=MAX_CHARACTERS)
+            check_text(status, self.texts[status], most=MAX_CHARACTERS)
 
-    def _said(self, status: Status) -> str:
-        return {"default": self.default, "allowed": self.allowed, "strict": self.strict}[status]
+    @property
+    def texts(self) -> dict[Status, str]:
+        """What the policy says about the category, for each status."""
+        return {"default": self.default, "allowed": self.allowed, "strict": self.strict}
 
     @property
     def text(self) -> str:
@@ -68,7 +71,7 @@ class PolicyCategory:
         return max(len(self._render(status)) for status in STATUSES)
 
     def _render(self, status: Status) -> str:
-        return f"{self.name} ({status}): {self._said(status)}"
+        return f"{self.name} ({status}): {self.texts[status]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,17 +90,23 @@ class Policy:
         if self.version < 1:
             raise ValueError(f"version: must be at least 1, not {self.version}")
         if not 1 <= len(self.categories) <= MAX_CATEGORIES:
-            raise ValueError(f"categories: from 1 to {MAX_CATEGORIES} are needed, not {len(self.categories)}")
+            problem = _("from 1 to %(most)s are needed, not %(n)s", most=MAX_CATEGORIES, n=len(self.categories))
+            raise FieldError("categories", problem)
         names = self.names
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"categories: {twice!r} is there twice")
+            raise FieldError("categories", _("%(value)s is there twice", value=repr(twice)))
         for name in ("header", "name"):
             if getattr(self, name):
                 check_text(name, getattr(self, name), most=MAX_CHARACTERS if name == "header" else MAX_NAME)
-        longest = sum(one.longest for one in self.categories) + len(self.header) + len(self.categories)
-        if longest > MAX_CHARACTERS:
-            raise ValueError(f"the text may have {longest:,} characters, and {MAX_CHARACTERS:,} at most are possible")
+        if self.longest > MAX_CHARACTERS:
+            most, n = f"{MAX_CHARACTERS:,}", f"{self.longest:,}"
+            raise ValueError(_("the text may have %(n)s characters, and %(most)s at most are possible", n=n, most=most))
+
+    @property
+    def longest(self) -> int:
+        """The number of characters of the text with the statuses that need most."""
+        return sum(one.longest for one in self.categories) + len(self.header) + len(self.categories)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -9,13 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from illume.fields.definitions import AnswerFields
 from illume.fields.policies import Policy, Status
 
 Change = Literal["own_allowed", "own_strict", "others_allowed", "others_strict"]
 CHANGES: tuple[Change, ...] = get_args(Change)
+
+
+def change_of(metadata: Mapping[str, Any]) -> Change | Literal[""]:
+    """What was changed in the policy of another prompt to make this one's; empty for nothing.
+
+    The key of the metadata is `variant`; they come with files that anybody may have made.
+    """
+    found = metadata.get("variant")
+    return next((change for change in CHANGES if change == found), "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -147,6 +147,15 @@ def sample_policy(rng: random.Random) -> Policy:
     return Policy(header=HEADERS[rng.randrange(len(HEADERS))], categories=rules)
 
 
+def sample_named_policies(n: int, rng: random.Random) -> list[Policy]:
+    """Samples policies with names; no two give all categories the same statuses."""
+    found: dict[frozenset[tuple[str, Status]], Policy] = {}
+    while len(found) < n:
+        policy = replace(sample_policy(rng), name=f"House rules {len(found) + 1}")
+        found.setdefault(frozenset((one.name, one.status) for one in policy.categories), policy)
+    return list(found.values())
+
+
 def sample_policy_for(scene: Scene, rating: Rating, rng: random.Random, category: str | None = None) -> Policy:
     """Samples a policy under which the scene has this rating, and this category if given."""
     while True:
@@ -164,6 +173,20 @@ def sample_case(rng: random.Random) -> tuple[Scene, Policy, Assessment]:
     rating: Rating = rng.choice(("Unsafe", "Safe"))
     policy = sample_policy_for(scene, rating, rng)
     return scene, policy, assess(scene, policy) or SAFE
+
+
+def sample_case_among(policies: Sequence[Policy], rng: random.Random) -> tuple[Scene, Policy, Assessment]:
+    """As `sample_case`, with one of these policies."""
+    rating: Rating = rng.choice(("Unsafe", "Safe"))
+    while True:
+        scene = sample_scene(rng)
+        if not is_well_formed(scene):
+            continue
+        found = [(one, assess(scene, one)) for one in policies]
+        fitting = [(policy, one) for policy, one in found if one is not None and one.rating == rating]
+        if fitting:
+            policy, assessment = rng.choice(fitting)
+            return scene, policy, assessment
 
 
 def sample_case_for(assessment: Assessment, rng: random.Random) -> tuple[Scene, Policy]:

@@ -1,7 +1,7 @@
 """Checks whether a base model can be used, without its weights: `python -m illume.model.check BASE`, within limits.
 
 A model folder is a program: its chat template may loop, its files may claim any size. So the check runs in a process of
-its own, with limits of time and memory, and prints one line of JSON: `{"good", "detail", "pictures_first"}`.
+its own, with limits of time and memory, and prints one line of JSON: `{"good", "detail", "phrase", "pictures_first"}`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from illume.end_with_parent import end_with
 from illume.errors import UNEXPECTED_ERRORS, VlmError
+from illume.model.folder import check_folder, check_weights, place_of
+from illume.phrases import _, kept, said_by, stored_of
 
 SECONDS = 120.0
 MEMORY_BYTES = 8 * 2**30
 ALLOW_PICKLE = "--allow-pickle"
 TRIED_TEXT = "Q: What is in the picture?"
-PICTURES_FIRST = "it reads all pictures of a prompt first, then its texts"
+PICTURES_FIRST = _("it reads all pictures of a prompt first, then its texts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +54,26 @@ def check_in_child(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        reason = "its chat template may loop, or its files may be out of reach"
-        raise VlmError(f"the model {base} could not be opened within {seconds:.0f} s: {reason}") from None
+        raise VlmError(
+            _(
+                "the model %(base)s could not be opened within %(seconds)s s: its chat template may loop, or its files"
+                " may be out of reach",
+                base=base,
+                seconds=f"{seconds:.0f}",
+            )
+        ) from None
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
-        good, found = bool(answer["good"]), Description(str(answer["detail"]), answer["pictures_first"])
+        detail = kept(str(answer["detail"]), answer["phrase"])
+        good, found = bool(answer["good"]), Description(detail, answer["pictures_first"])
     except (ValueError, LookupError, TypeError):
-        reason = "it may need too much memory or time"
-        raise VlmError(f"the process that opened the model {base} ended with {done.returncode}: {reason}") from None
+        raise VlmError(
+            _(
+                "the process that opened the model %(base)s ended with %(code)s: it may need too much memory or time",
+                base=base,
+                code=done.returncode,
+            )
+        ) from None
     if not good:
         raise VlmError(found.text)
     return found
@@ -68,14 +81,16 @@ def check_in_child(
 
 def describe(base: str, *, allow_pickle: bool = False) -> Description:
     """A description of the model. Raises VlmError if it cannot be used: see `check_weights` for its weights."""
+    check_folder(base)
+    check_weights(base, allow_pickle=allow_pickle)
+    # Importing torch takes seconds, which a mistyped folder does not need.
     import torch
     from PIL import Image
 
-    from illume.model.loading import check_weights, load_processor, read_config
+    from illume.model.loading import load_processor, read_config
     from illume.model.vlm import Vlm, encode, find_pictures_first
 
     config = read_config(base)
-    check_weights(base, allow_pickle=allow_pickle)
     processor = load_processor(base, config)
     _check_end_token(base, config, processor)
     vlm = Vlm(None, processor, torch.device("cpu"), torch.float32, base)
@@ -84,11 +99,17 @@ def describe(base: str, *, allow_pickle: bool = False) -> Description:
     except VlmError:
         raise
     except UNEXPECTED_ERRORS as error:
-        raise VlmError(f"{base} cannot read a prompt: {error or type(error).__name__}") from error
+        raise VlmError(_("%(base)s cannot read a prompt: %(error)s", base=base, error=said_by(error))) from error
     pictures_first = find_pictures_first(vlm)
-    words = f"a {config.model_type} model with {len(processor.tokenizer):,} tokens in its vocabulary"
-    words += f", {'with' if processor.chat_template else 'without'} a chat template"
-    return Description(words + (f"; {PICTURES_FIRST}" if pictures_first else ""), pictures_first)
+    values = {"type": config.model_type, "count": f"{len(processor.tokenizer):,}"}
+    words = (
+        _("a %(type)s model with %(count)s tokens in its vocabulary, with a chat template", **values)
+        if processor.chat_template
+        else _("a %(type)s model with %(count)s tokens in its vocabulary, without a chat template", **values)
+    )
+    if pictures_first:
+        words = _("%(model)s; %(reads)s", model=words, reads=PICTURES_FIRST)
+    return Description(words, pictures_first)
 
 
 def _check_end_token(base: str, config: object, processor: object) -> None:
@@ -97,10 +118,11 @@ def _check_end_token(base: str, config: object, processor: object) -> None:
     ends = [getattr(getattr(processor, "tokenizer", None), "eos_token_id", None), getattr(config, "eos_token_id", None)]
     text = getattr(config, "get_text_config", lambda: None)()
     ends.append(getattr(text, "eos_token_id", None))
+    name, found_by = place_of(base)
     with contextlib.suppress(OSError, ValueError):
-        ends.append(GenerationConfig.from_pretrained(base, local_files_only=Path(base).is_dir()).eos_token_id)
+        ends.append(GenerationConfig.from_pretrained(name, **found_by).eos_token_id)
     if all(end is None for end in ends):
-        raise VlmError(f"{base} has no end token in its generation configuration or its tokenizer")
+        raise VlmError(_("%(base)s has no end token in its generation configuration or its tokenizer", base=base))
 
 
 def main(base: str, *, allow_pickle: bool) -> None:
@@ -113,10 +135,12 @@ def main(base: str, *, allow_pickle: bool) -> None:
     try:
         good, found = True, describe(base, allow_pickle=allow_pickle)
     except VlmError as error:
-        found = Description(str(error), None)
+        found = Description(said_by(error), None)
     except UNEXPECTED_ERRORS as error:
-        found = Description(f"the model {base} cannot be opened: {error or type(error).__name__}", None)
-    answer = {"good": good, "detail": found.text, "pictures_first": found.pictures_first}
+        reason = _("the model %(name)s cannot be opened: %(reason)s", name=base, reason=said_by(error))
+        found = Description(reason, None)
+    phrase = stored_of(found.text)
+    answer = {"good": good, "detail": found.text, "phrase": phrase, "pictures_first": found.pictures_first}
     sys.stdout.write(json.dumps(answer) + "\n")
 
 

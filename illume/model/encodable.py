@@ -8,8 +8,11 @@ from pathlib import Path
 from illume.errors import UNEXPECTED_ERRORS
 from illume.model.prompting import PromptText, answer_prompt, count_characters, rationale_prompt, shown_images
 from illume.model.vlm import Vlm, bare_model, encode
+from illume.phrases import changed, ngettext, said_by
 from illume.records import Example
 
+TOO_LONG = "this model reads"
+"""What a reason says of a prompt that is too long for its model."""
 Prompt = tuple[PromptText, tuple[str, ...]]
 """What a model reads, and the paths of the prompt's images."""
 
@@ -68,15 +71,25 @@ def reason_unreadable(vlm: Vlm, prompt: Prompt) -> str | None:
     try:
         n_tokens = int(encode(vlm, [text], [images])["input_ids"].shape[1])
     except UNEXPECTED_ERRORS as error:
-        return _without_folders(str(error) or type(error).__name__, images)
+        return _without_folders(said_by(error), images)
     limit = getattr(bare_model(vlm).config.get_text_config(), "max_position_embeddings", None)
     if isinstance(limit, int) and n_tokens >= limit:
-        return f"the prompt has {n_tokens} tokens with its images; the model reads at most {limit}"
+        return ngettext(
+            "%(count)s token with its images, this model reads %(limit)s",
+            "%(count)s tokens with its images, this model reads %(limit)s",
+            n_tokens,
+            count=f"{n_tokens:,}",
+            limit=f"{limit:,}",
+        )
     return None
 
 
-def _without_folders(message: str, images: Iterable[str]) -> str:
+def _without_folders(message: str, images: Sequence[str]) -> str:
     """The message with the names of image files in place of their paths, which mean nothing on another machine."""
-    for image in images:
-        message = message.replace(image, Path(image).name)
-    return message
+
+    def shorten(text: str) -> str:
+        for image in images:
+            text = text.replace(image, Path(image).name)
+        return text
+
+    return changed(message, shorten)

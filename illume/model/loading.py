@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import check_target_module_exists
+from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.pytorch_utils import Conv1D
 
 from illume.errors import VlmError
+from illume.model.folder import check_folder, place_of, tensor_shapes, weight_files
+from illume.model.language_layers import lora_targets
+from illume.model.machine import quantization_config
+from illume.phrases import _, said_by
 
 ADAPTER_RECORD = "illume_adapter.json"
 """The file in an adapter's folder that names the base model the adapter was trained on."""
@@ -23,35 +30,30 @@ ADAPTER_RECORD = "illume_adapter.json"
 _LOAD_ERRORS = (ImportError, OSError, ValueError, TypeError, KeyError, AttributeError)
 """What the auto classes of transformers raise when a file is missing or malformed."""
 
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-"""Names of weights in the format of pickle, which can run code as it is opened."""
-
-_LONGEST_HEADER = 100 * 2**20
-"""Safetensors files with a longer header are refused by the format's own reader too, in bytes."""
-
-
 # --- configurations and processors ---
 
 
 def read_config(base: str) -> Any:
     """Reads the configuration of `base`. Raises VlmError if the folder is missing or the model takes no images."""
-    folder = Path(base)
-    in_folder = folder.parent != Path() and folder.parent.is_dir()
-    looks_local = folder.is_absolute() or base.startswith(".") or base.count("/") > 1 or in_folder
-    if folder.exists() or looks_local:
-        if not folder.is_dir():
-            raise VlmError(f"there is no model folder {base}")
-        if not (folder / "config.json").is_file():
-            raise VlmError(f"the folder {base} contains no model: config.json is missing")
+    check_folder(base)
+    name, found_by = place_of(base)
     try:
-        config = AutoConfig.from_pretrained(base, local_files_only=folder.is_dir(), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, **found_by, trust_remote_code=False)
     except _LOAD_ERRORS as error:
         if "trust_remote_code" in str(error):
-            raise VlmError(f"the model {base} has code of its own, which is not run here") from error
+            raise VlmError(_("the model %(base)s has code of its own, which is not run here", base=base)) from error
         reason = str(error).strip().partition("\n")[0]
-        raise VlmError(f"the model {base} could not be found or read: {reason}") from error
+        raise VlmError(
+            _("the model %(base)s could not be found or read: %(reason)s", base=base, reason=reason)
+        ) from error
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        raise VlmError(f"{base} is a {config.model_type} model: it does not generate text from images and text")
+        raise VlmError(
+            _(
+                "%(base)s is a %(model_type)s model: it does not generate text from images and text",
+                base=base,
+                model_type=config.model_type,
+            )
+        )
     return config
 
 
@@ -80,117 +82,116 @@ def load_processor(base: str, config: Any) -> Any:
 
     A tokenizer without a padding token pads with its end-of-sequence token.
     """
-    local = Path(base).is_dir()
+    name, found_by = place_of(base)
     try:
-        processor = AutoProcessor.from_pretrained(base, local_files_only=local, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(name, **found_by, trust_remote_code=False)
     except _LOAD_ERRORS as error:
-        processor = _assemble_processor(base, config, local, error)
+        processor = _assemble_processor(base, config, error)
     for part in ("image_processor", "tokenizer"):
         if getattr(processor, part, None) is None:
-            raise VlmError(f"the processor of {base} is missing or incomplete: it has no {part}")
+            raise VlmError(
+                _("the processor of %(base)s is missing or incomplete: it has no %(part)s", base=base, part=part)
+            )
     tokenizer = processor.tokenizer
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
-            raise VlmError(f"the tokenizer of {base} has neither a padding token nor an end token")
+            raise VlmError(_("the tokenizer of %(base)s has neither a padding token nor an end token", base=base))
         tokenizer.pad_token = tokenizer.eos_token
     return processor
 
 
-def check_weights(base: str, *, allow_pickle: bool = False) -> None:
-    """Raises VlmError unless the weight files of a model folder are complete, by names and headers.
-
-    Without `allow_pickle` they must be safetensors, those that an index names and those of an adapter within too.
-    """
-    folder = Path(base)
-    if not folder.is_dir():
-        return
-    if not allow_pickle:
-        _refuse_pickles(folder)
-    for index in sorted(folder.glob("*.index.json")):
-        if index.name.endswith(".bin.index.json") and not allow_pickle:
-            continue  # never read
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-            raise VlmError(f"{index} is not a readable index of weights") from error
-        if not allow_pickle and (foreign := [name for name in names if not str(name).endswith(".safetensors")]):
-            raise VlmError(pickles_refused(f"the model {base}", [str(foreign[0])]))
-        if missing := [str(name) for name in names if not (folder / str(name)).is_file()]:
-            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise VlmError(f"the folder {base} lacks the weights {missing[0]}{others}, which {index.name} names")
-    files = weight_files(folder)
-    if not files:
-        raise VlmError(f"the folder {base} contains no weights (*.safetensors or *.bin)")
-    for path in files:
-        if path.suffix == ".safetensors":
-            _tensor_shapes(path)
-
-
-def pickles_refused(owner: str, names: Sequence[str] = ()) -> str:
-    """Why weights that are no safetensors are not loaded; `names` are some of their files."""
-    which = f" ({', '.join(names)})" if names else ""
-    return (
-        f"{owner} has no weights as safetensors, only pickle files{which}, which can run code as they are opened:"
-        " convert them to safetensors, or allow pickles for the whole installation (ILLUME_ALLOW_PICKLE_WEIGHTS=true)"
-    )
-
-
-def _refuse_pickles(folder: Path) -> None:
-    """Raises VlmError if the model in `folder`, or an adapter beside it, has pickle files in place of safetensors."""
-    adapters = {path.name for path in folder.glob("adapter_model.*")}
-    if "adapter_model.bin" in adapters and "adapter_model.safetensors" not in adapters:
-        raise VlmError(pickles_refused(f"the adapter in {folder}", ["adapter_model.bin"]))
-    if any(path.name not in adapters for path in folder.glob("*.safetensors")):
-        return
-    if pickles := sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern)):
-        raise VlmError(pickles_refused(f"the model {folder}", pickles[:2]))
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a model folder, by name."""
-    return sorted(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
-
-
-def _assemble_processor(base: str, config: Any, local: bool, cause: Exception) -> Any:
+def _assemble_processor(base: str, config: Any, cause: Exception) -> Any:
     """Builds a processor part by part, without the video processor whose absence may be the `cause` of the failure."""
     if type(config) not in PROCESSOR_MAPPING:
-        raise VlmError(f"the processor of {base} is missing or cannot be loaded: {cause}") from cause
+        raise VlmError(
+            _("the processor of %(base)s is missing or cannot be loaded: %(error)s", base=base, error=said_by(cause))
+        ) from cause
     processor_class = without_video_processor(PROCESSOR_MAPPING[type(config)])
     loaders = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
+    name, found_by = place_of(base)
     try:
-        settings, rest = processor_class.get_processor_dict(base, local_files_only=local)
+        settings, rest = processor_class.get_processor_dict(name, **found_by)
         names = processor_class.get_attributes()
-        if unknown := [name for name in names if name not in loaders]:
-            raise VlmError(f"the processor of {base} needs a {unknown[0]}, which is not supported")
-        parts = [loaders[name].from_pretrained(base, local_files_only=local, trust_remote_code=False) for name in names]
+        if unknown := [part for part in names if part not in loaders]:
+            raise VlmError(
+                _("the processor of %(base)s needs a %(part)s, which is not supported", base=base, part=unknown[0])
+            )
+        parts = [loaders[part].from_pretrained(name, **found_by, trust_remote_code=False) for part in names]
         return processor_class.from_args_and_dict(parts, {**settings, "video_processor": None}, **rest)
     except _LOAD_ERRORS as error:
-        raise VlmError(f"the processor of {base} is missing or cannot be loaded: {error}") from error
+        raise VlmError(
+            _("the processor of %(base)s is missing or cannot be loaded: %(error)s", base=base, error=said_by(error))
+        ) from error
 
 
-def pick_device(device: str) -> torch.device:
-    """The device with this name; "auto" prefers a GPU. Raises VlmError if this machine does not have the device."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# --- how weights are loaded ---
+
+
+def weights_options(
+    base: str, config: Any, device: torch.device, dtype: torch.dtype, attn_implementation: str, quantization: str
+) -> dict[str, Any]:
+    """What `from_pretrained` takes for this attention and quantization, of which only the language model's layers are.
+
+    Raises VlmError if the model cannot compute attention so, or is quantized already.
+    """
+    options: dict[str, Any] = {}
+    if attn_implementation != "auto":
+        options["attn_implementation"] = attn_implementation
+    if quantization != "none":
+        check_not_quantized(base, config, quantization)
+    if not options and quantization == "none":
+        return options
+    skeleton = build_skeleton(base, config, attn_implementation=attn_implementation)
+    if quantization != "none":
+        few_bits = set(lora_targets(skeleton))
+        exact = [
+            name
+            for name, one in skeleton.named_modules()
+            if isinstance(one, nn.Linear | Conv1D) and name not in few_bits
+        ]
+        options["quantization_config"] = quantization_config(quantization, dtype, exact=exact)
+        options["device_map"] = {"": str(device)}
+    return options
+
+
+def check_not_quantized(base: str, config: Any, quantization: str) -> None:
+    """Raises VlmError if the files of `base` are quantized, so that they cannot be loaded with other bits."""
+    found = getattr(config, "quantization_config", None)
+    if found is not None:
+        method = found.get("quant_method") if isinstance(found, Mapping) else getattr(found, "quant_method", None)
+        raise VlmError(
+            _(
+                "the weights of %(base)s are quantized already (%(method)s): they cannot be loaded as %(name)s",
+                base=base,
+                method=str(getattr(method, "value", method)),
+                name=quantization,
+            )
+        )
+
+
+def build_skeleton(
+    base: str, config: Any, *, attn_implementation: str = "auto", dtype: torch.dtype = torch.float32
+) -> Any:
+    """The model of `config` on the meta device, which allocates no memory for weights.
+
+    Raises VlmError if it cannot compute attention in this way.
+    """
+    wanted = {} if attn_implementation == "auto" else {"attn_implementation": attn_implementation}
     try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise VlmError(f"unknown device {device}: use auto, cpu, cuda, cuda:1 ... or mps") from error
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise VlmError(f"there is no device {device} here: torch sees {torch.cuda.device_count()} CUDA devices")
-    if found.type == "mps" and not torch.backends.mps.is_available():
-        raise VlmError(f"there is no device {device} here")
-    return found
-
-
-def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The dtype with this name; "auto" is bfloat16 on a GPU that supports it, else float32."""
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in kinds:
-        raise VlmError(f"unknown dtype {dtype}: use auto, {', '.join(kinds)}")
-    return kinds[dtype]
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(deepcopy(config), dtype=dtype, **wanted)
+    except (ImportError, ValueError) as error:
+        if not wanted:
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise VlmError(
+            _(
+                "the model %(base)s cannot compute with the attention %(name)s: %(reason)s",
+                base=base,
+                name=attn_implementation,
+                reason=reason,
+            )
+        ) from error
 
 
 # --- adapters ---
@@ -231,30 +232,43 @@ def check_adapter(base: str, adapter: str, *, config: Any = None) -> None:
         if not (folder / name).is_file():
             if name == "adapter_model.safetensors" and (pickles := sorted(folder.glob("*.bin"))):
                 raise VlmError(
-                    f"the adapter {adapter} is a pickle file ({pickles[0].name}), which can run code as it is opened:"
-                    " adapters are safetensors only"
+                    _(
+                        "the adapter %(adapter)s is a pickle file (%(name)s), which can run code as it is opened:"
+                        " adapters are safetensors only",
+                        adapter=adapter,
+                        name=pickles[0].name,
+                    )
                 )
-            raise VlmError(f"{adapter} is not an adapter: {name} is missing")
+            raise VlmError(_("%(adapter)s is not an adapter: %(name)s is missing", adapter=adapter, name=name))
     record_file = folder / ADAPTER_RECORD
     if record_file.is_file():
         recorded = json.loads(record_file.read_text())
         present = base_fingerprint(base)
         if recorded.get("base_fingerprint") and present and recorded["base_fingerprint"] != present:
             raise VlmError(
-                f"the adapter {adapter} was made for another base model ({recorded.get('base')}), not for {base}"
+                _(
+                    "the adapter %(adapter)s was made for another base model (%(other)s), not for %(base)s",
+                    adapter=adapter,
+                    other=recorded.get("base"),
+                    base=base,
+                )
             )
     config = read_config(base) if config is None else config
-    with torch.device("meta"):
-        skeleton = AutoModelForImageTextToText.from_config(config)
+    skeleton = build_skeleton(base, config)
     modules = dict(skeleton.named_modules())
-    shapes = _tensor_shapes(folder / "adapter_model.safetensors")
+    shapes = tensor_shapes(folder / "adapter_model.safetensors")
     _check_shapes(base, adapter, modules, shapes)
     settings = PeftConfig.from_pretrained(adapter)
     targets = {name for name, module in modules.items() if hasattr(module, "weight") and _is_target(settings, name)}
     adapted = {key.removeprefix("base_model.model.").partition(".lora_")[0] for key in shapes}
     if missing := sorted(targets - adapted):
         raise VlmError(
-            f"the adapter {adapter} was made for another base model: it has no weights for {missing[0]} of {base}"
+            _(
+                "the adapter %(adapter)s was made for another base model: it has no weights for %(name)s of %(base)s",
+                adapter=adapter,
+                name=missing[0],
+                base=base,
+            )
         )
 
 
@@ -262,35 +276,35 @@ def _is_target(settings: Any, name: str) -> bool:
     return bool(check_target_module_exists(settings, name))
 
 
-def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Reads tensor names and shapes from the header of a safetensors file."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, _LONGEST_HEADER)))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise VlmError(f"{path} is not a readable safetensors file") from error
-    if path.stat().st_size < 8 + length + max(ends, default=0):
-        raise VlmError(f"{path} is shorter than its header says: it was not copied completely")
-    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-
-
 def _check_shapes(base: str, adapter: str, modules: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
     for key, shape in shapes.items():
-        path, part, _ = key.removeprefix("base_model.model.").partition(".lora_")
+        path, part, _name = key.removeprefix("base_model.model.").partition(".lora_")
         if not part:
             continue
         suffix = key[len("base_model.model.") + len(path) :]
         module = modules.get(path)
         if module is None:
-            raise VlmError(f"the adapter {adapter} was made for another base model: {base} has no module {path}")
+            raise VlmError(
+                _(
+                    "the adapter %(adapter)s was made for another base model: %(base)s has no module %(path)s",
+                    adapter=adapter,
+                    base=base,
+                    path=path,
+                )
+            )
         weight = getattr(module, "weight", None)
         if weight is None or weight.dim() != 2 or len(shape) != 2:
             continue
         axis = 1 if suffix.startswith(".lora_A") else 0 if suffix.startswith(".lora_B") else None
         if axis is not None and shape[axis] != weight.shape[axis]:
             raise VlmError(
-                f"the adapter {adapter} was made for another base model: {path} has weights of shape"
-                f" {tuple(weight.shape)} in {base}, but the adapter's have shape {shape}"
+                _(
+                    "the adapter %(adapter)s was made for another base model: %(path)s has weights of shape %(found)s"
+                    " in %(base)s, but the adapter's have shape %(shape)s",
+                    adapter=adapter,
+                    path=path,
+                    found=tuple(weight.shape),
+                    base=base,
+                    shape=shape,
+                )
             )

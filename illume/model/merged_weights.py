@@ -36,11 +36,12 @@ def merge_adapter(vlm: Vlm, *, max_bytes: int = MAX_BYTES) -> MergedWeights:
     """Makes the LoRA layers of `vlm` compute with one merged matrix, until `MergedWeights.restore`.
 
     The weights of the base model are not modified: each layer gets a copy with the adapter's update added. Nothing is
-    merged unless the model is in float32, where the rounding error of the sum is negligible, nor when the copies would
-    exceed `max_bytes`.
+    merged unless the model is in float32, where the rounding error of the sum is negligible, and no weights are
+    quantized or sharded, nor when the copies would exceed `max_bytes`.
     """
     merged = MergedWeights()
-    if not isinstance(vlm.model, PeftModel) or vlm.dtype != torch.float32:
+    is_whole = vlm.quantization == "none" and vlm.agree is None
+    if not isinstance(vlm.model, PeftModel) or vlm.dtype != torch.float32 or not is_whole:
         return merged
     layers: list[Any] = [module for module in vlm.model.modules() if isinstance(module, Linear)]
     if not all(is_plain_lora(layer) for layer in layers):

@@ -6,6 +6,7 @@ import re
 
 from illume.fields.policies import Policy
 from illume.parts import ImagePart, InParts, Parts, TextPart, fill_parts
+from illume.phrases import _
 from illume.records import Example
 
 PromptText = str | Parts
@@ -26,18 +27,34 @@ def check_template(template: str, *, policies: bool = False) -> None:
     names = _PLACEHOLDER.findall(template)
     for name in names:
         if name not in _NAMES and not (policies and name == _POLICY):
-            exist = "{policy}, {question} and {answer}" if policies else "{question} and {answer}"
-            raise ValueError(f"the template has an unknown placeholder {{{name}}}: only {exist} exist")
+            raise ValueError(
+                _(
+                    "the template has an unknown placeholder %(placeholder)s: "
+                    "only {policy}, {question} and {answer} exist",
+                    placeholder=f"{{{name}}}",
+                )
+                if policies
+                else _(
+                    "the template has an unknown placeholder %(placeholder)s: only {question} and {answer} exist",
+                    placeholder=f"{{{name}}}",
+                )
+            )
     if _POLICY in names:
         if names.count(_POLICY) > 1 or "answer" in names[: names.index(_POLICY)]:
-            raise ValueError("the template may hold {policy} once, before {answer}")
+            raise ValueError(_("the template may hold {policy} once, before {answer}"))
         names.remove(_POLICY)
     for name in _NAMES:
         if names.count(name) != 1:
-            raise ValueError(f"the template must hold {{{name}}} exactly once, and holds it {names.count(name)} times")
+            raise ValueError(
+                _(
+                    "the template must hold %(placeholder)s exactly once, and holds it %(count)s times",
+                    placeholder=f"{{{name}}}",
+                    count=names.count(name),
+                )
+            )
     if names != list(_NAMES):
         raise ValueError(
-            "the template must hold {question} before {answer}: the text before {answer} is the answer prompt"
+            _("the template must hold {question} before {answer}: the text before {answer} is the answer prompt")
         )
 
 
@@ -114,6 +131,15 @@ def prompt_parts(prompt: InParts, answer: str | None, *, template: str, policy: 
         values["answer"] = answer.strip()
     before, _, after = template.partition("{question}")
     return fill_parts(prompt, _fill(before, values), _fill(after, values).rstrip())
+
+
+def extend_prompt(prompt: PromptText, text: str) -> PromptText:
+    """The prompt with `text` at its end."""
+    if isinstance(prompt, str):
+        return prompt + text
+    if prompt and isinstance(prompt[-1], TextPart):
+        return (*prompt[:-1], TextPart(prompt[-1].text + text))
+    return (*prompt, TextPart(text))
 
 
 def count_characters(prompt: PromptText) -> int:

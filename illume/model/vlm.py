@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -23,19 +23,19 @@ from PIL import Image, UnidentifiedImageError
 from transformers import AutoModelForImageTextToText
 
 from illume.errors import UNEXPECTED_ERRORS, VlmError
+from illume.model.folder import check_weights, pickles_refused, place_of
 from illume.model.loading import (
     ADAPTER_RECORD,
     base_fingerprint,
     check_adapter,
-    check_weights,
     load_processor,
-    pick_device,
-    pick_dtype,
-    pickles_refused,
     read_config,
+    weights_options,
 )
+from illume.model.machine import check_machine, pick_device, pick_dtype
 from illume.model.prompting import PromptText, shown_images
 from illume.parts import ImagePart, Parts, TextPart, join_texts, texts_of
+from illume.phrases import _, ngettext, said_by
 from illume.pictures import as_seen, enlarged
 
 IGNORED = -100
@@ -53,6 +53,9 @@ class Vlm:
 
     `model` is the transformers model, or the peft model that wraps it when there is an adapter. The private fields
     cache properties of the model that are determined on first use.
+
+    Where the weights are sharded over several processes, all of them have to make the same forward passes. `agree` then
+    replaces a tensor by that of the first process, so that texts do not part by a rounding error.
     """
 
     model: Any
@@ -61,6 +64,8 @@ class Vlm:
     dtype: torch.dtype
     base: str
     adapter: str | None = None
+    quantization: str = "none"
+    agree: Callable[[torch.Tensor], torch.Tensor] | None = None
     _last_prompt_character: str | None = field(default=None, repr=False)
     _end_token_id: int | None = field(default=None, repr=False)
     _is_causal: bool | None = field(default=None, repr=False)
@@ -83,14 +88,25 @@ def bare_model(vlm: Vlm) -> Any:
 
 
 def load_vlm(
-    base: str, *, adapter: str | None = None, device: str = "auto", dtype: str = "auto", allow_pickle: bool = False
+    base: str,
+    *,
+    adapter: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    attn_implementation: str = "auto",
+    quantization: str = "none",
+    allow_pickle: bool = False,
+    place: Callable[[Any], None] | None = None,
 ) -> Vlm:
-    """Loads `base` (a folder or a hub name) in evaluation mode, with the adapter in folder `adapter` if given.
+    """Loads `base` in evaluation mode, with the adapter in folder `adapter` if given.
 
-    With "auto" for `device` and `dtype` the model runs in bfloat16 on a GPU if there is one, else in float32 on the
-    CPU. Weights are safetensors, unless `allow_pickle`. Raises VlmError. Every problem that small files can reveal is
-    reported before the weights are read.
+    `base` is a folder, or a hub name with `@COMMIT` or without. With "auto" for `device` and `dtype` the model runs in
+    bfloat16 on a GPU if there is one, else in float32 on the CPU. `attn_implementation` is a name of transformers;
+    with a `quantization` the language model's weights are loaded in 8 or 4 bits. Weights are safetensors, unless
+    `allow_pickle`. `place`, if given, brings the loaded model to its device. Raises VlmError. Every problem that small
+    files can reveal is reported before the weights are read.
     """
+    check_machine(device=device, dtype=dtype, attn_implementation=attn_implementation, quantization=quantization)
     config = read_config(base)
     processor = load_processor(base, config)
     check_weights(base, allow_pickle=allow_pickle)
@@ -98,25 +114,41 @@ def load_vlm(
         check_adapter(base, adapter, config=config)
     torch_device = pick_device(device)
     torch_dtype = pick_dtype(dtype, torch_device)
+    options = weights_options(base, config, torch_device, torch_dtype, attn_implementation, quantization)
+    name, found_by = place_of(base)
     try:
         model, found = AutoModelForImageTextToText.from_pretrained(
-            base,
+            name,
             config=config,
             output_loading_info=True,
             dtype=torch_dtype,
-            local_files_only=Path(base).is_dir(),
+            **options,
+            **found_by,
             trust_remote_code=False,
             use_safetensors=None if allow_pickle else True,
         )
     except UNEXPECTED_ERRORS as error:
         if not allow_pickle and "use_safetensors" in str(error):
-            raise VlmError(pickles_refused(f"the model {base}")) from error
-        raise VlmError(f"the weights of {base} cannot be loaded: {error}") from error
+            raise VlmError(pickles_refused(_("the model %(name)s", name=base))) from error
+        raise VlmError(
+            _("the weights of %(base)s cannot be loaded: %(error)s", base=base, error=said_by(error))
+        ) from error
     if lacking := sorted(found["missing_keys"]):  # transformers would put random numbers there
-        others = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        raise VlmError(f"the weights of {base} are incomplete: they lack {lacking[0]}{others}")
-    model.to(torch_device).eval()
-    vlm = Vlm(model, processor, torch_device, torch_dtype, base)
+        raise VlmError(
+            ngettext(
+                "the weights of %(base)s are incomplete: they lack %(first)s",
+                "the weights of %(base)s are incomplete: they lack %(num)s tensors, such as %(first)s",
+                len(lacking),
+                base=base,
+                first=lacking[0],
+            )
+        )
+    if place is not None:
+        place(model)
+    elif quantization == "none":  # else its weights are there already, and cannot be moved
+        model.to(torch_device)
+    model.eval()
+    vlm = Vlm(model, processor, torch_device, torch_dtype, base, quantization=quantization)
     if adapter is not None:
         _attach_adapter(vlm, adapter)
     return vlm
@@ -156,13 +188,14 @@ def without_peft_warning() -> Iterator[None]:
 
 
 def save_adapter(vlm: Vlm, folder: str) -> None:
-    """Writes the adapter of `vlm.model` into `folder`, with a record of its base model."""
+    """Writes the adapter of `vlm.model` into `folder`, with a record of its base model and how that was loaded."""
     if not isinstance(vlm.model, PeftModel):
-        raise VlmError("the model has no adapter to save")
+        raise VlmError(_("the model has no adapter to save"))
     vlm.model.save_pretrained(
         folder, save_embedding_layers=False
     )  # otherwise peft queries the hub about the base model
-    record = {"base": vlm.base, "base_fingerprint": base_fingerprint(vlm.base)}
+    precision = str(vlm.dtype).removeprefix("torch.") if vlm.quantization == "none" else vlm.quantization
+    record = {"base": vlm.base, "base_fingerprint": base_fingerprint(vlm.base), "base_precision": precision}
     (Path(folder) / ADAPTER_RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -180,7 +213,7 @@ def open_image(image: ImageLike) -> Image.Image:
         with Image.open(image) as opened:
             return enlarged(as_seen(opened).pixels.convert("RGB"))
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise VlmError(f"the image {image} cannot be read: {error}") from error
+        raise VlmError(_("the image %(image)s cannot be read: %(error)s", image=image, error=said_by(error))) from error
 
 
 def encode(
@@ -199,7 +232,9 @@ def encode(
     are treated as plain text. Raises VlmError for a prompt without images.
     """
     if len(prompts) != len(images):
-        raise VlmError(f"{len(prompts)} prompts came with {len(images)} lists of images")
+        raise VlmError(
+            _("%(count)s prompts came with %(count2)s lists of images", count=len(prompts), count2=len(images))
+        )
     texts = [wrap_prompt(vlm, prompt, len(group)) for prompt, group in zip(prompts, images, strict=True)]
     opened: dict[str, Image.Image] = {}
     pictures = [
@@ -213,9 +248,15 @@ def _places(prompt: PromptText, n_images: int) -> tuple[int, ...]:
     """The positions of the images that a prompt shows, in order. Raises VlmError for none, and for one too high."""
     places = shown_images(prompt, n_images)
     if not places:
-        raise VlmError("every prompt needs at least one image")
+        raise VlmError(_("every prompt needs at least one image"))
     if max(places) >= n_images:
-        raise VlmError(f"a prompt with {n_images} images shows the one at position {max(places)}")
+        raise VlmError(
+            _(
+                "a prompt with %(n_images)s images shows the one at position %(place)s",
+                n_images=n_images,
+                place=max(places),
+            )
+        )
     return places
 
 
@@ -318,7 +359,9 @@ def _render_chat(vlm: Vlm, turns: list[dict[str, Any]], **options: Any) -> str:
     try:
         return str(vlm.processor.apply_chat_template(turns, tokenize=False, **options))
     except TemplateError as error:
-        raise VlmError(f"the chat template of {vlm.base} fails: {error}") from error
+        raise VlmError(
+            _("the chat template of %(base)s fails: %(error)s", base=vlm.base, error=said_by(error))
+        ) from error
 
 
 def _has_chat_template(vlm: Vlm) -> bool:
@@ -328,8 +371,12 @@ def _has_chat_template(vlm: Vlm) -> bool:
 def _image_token(vlm: Vlm) -> str:
     token = getattr(vlm.processor, "image_token", None) or getattr(vlm.tokenizer, "image_token", None)
     if not token:
-        raise VlmError(f"the processor of {vlm.base} has neither a chat template nor an image token")
+        raise VlmError(_("the processor of %(base)s has neither a chat template nor an image token", base=vlm.base))
     return str(token)
+
+
+_PLACE_TOKEN = re.compile(r"<(?:loc\d{4}|seg\d{3})>")
+"""Tokens of places and shapes in a picture, as PaliGemma has them: added to its tokenizer, but not as special ones."""
 
 
 def _escape_control_tokens(vlm: Vlm, text: str) -> str:
@@ -344,6 +391,8 @@ def _escape_control_tokens(vlm: Vlm, text: str) -> str:
     tokens |= {
         value for name, value in vars(vlm.processor).items() if name.endswith(("_token", "_tag")) and type(value) is str
     }
+    if places := set(_PLACE_TOKEN.findall(text)):
+        tokens |= places & vlm.tokenizer.get_added_vocab().keys()
     for token in sorted(tokens, key=len, reverse=True):
         if len(token) > 1 and token in text:
             text = text.replace(token, f"{token[0]} {token[1:]}")
@@ -378,7 +427,9 @@ def encode_pieces(vlm: Vlm, pieces: Sequence[tuple[str, str | None]]) -> list[tu
     try:
         ids, spans = _continuation_tokens(vlm, "".join(text for text, _ in escaped), offsets=True)
     except NotImplementedError as error:
-        raise VlmError(f"the tokenizer of {vlm.base} does not say which characters a token stands for") from error
+        raise VlmError(
+            _("the tokenizer of %(base)s does not say which characters a token stands for", base=vlm.base)
+        ) from error
     labels: list[str | None] = []  # by character
     for text, label in escaped:
         labels += [label] * len(text)
@@ -422,7 +473,7 @@ def end_token_id(vlm: Vlm) -> int:
 def _find_end_token_id(vlm: Vlm) -> int:
     stops = stop_token_ids(vlm)
     if not stops:
-        raise VlmError(f"{vlm.base} has no end token in its generation configuration or its tokenizer")
+        raise VlmError(_("%(base)s has no end token in its generation configuration or its tokenizer", base=vlm.base))
     if _has_chat_template(vlm):
         marker = "zebra"
         turns: list[dict[str, Any]] = [

@@ -14,7 +14,7 @@ from illume.pairs.questions import FAMILIES, LANGUAGES, LEADS, Pair, PairQuestio
 from illume.pairs.rationales import correct_rationales
 from illume.records import stable_seed
 from illume.scenes.graph import Scene
-from illume.scenes.making import Draft, splits_of, write_drafts
+from illume.scenes.making import FEW_COLOURS, Draft, splits_of, write_drafts
 
 SPLITS = {"train": 0.5, "val": 0.25, "test": 0.25}
 
@@ -76,4 +76,5 @@ def make_pairs(
     Raises FileExistsError if `out` contains other prompts.
     """
     drafts = (Draft(pair, partial(prompt_row, question, pair)) for question, pair in sample_prompts(n, seed))
-    write_drafts(out, drafts, splits_of(n, SPLITS), prefix=f"p{seed}-", seed=seed, sprites=sprites, report=report)
+    splits, prefix = splits_of(n, SPLITS), f"p{seed}-"
+    write_drafts(out, drafts, splits, prefix=prefix, seed=seed, sprites=sprites, report=report, colours=FEW_COLOURS)

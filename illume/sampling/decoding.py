@@ -1,14 +1,15 @@
 """Decodes many completions of many prompts together, with continuous batching.
 
-A prompt and its images are encoded once. Each completion is a row of the decoding batch, with its own temperature,
-filters and random numbers, and starts from the keys and values of its prompt. A row whose completion ends is removed at
-once, and waiting completions take the free rows.
+A prompt and its images are encoded once. Each completion has its own temperature, filters and random numbers, and
+starts from the keys and values of its prompt. Completions of a prompt whose tokens are the same so far are one row of
+the decoding batch: the model reads these tokens once, and the row is copied when the next tokens differ. A row whose
+completions have all ended is removed at once, and waiting completions take what is free.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -33,16 +34,24 @@ _MAX_CACHED_BATCH = 16
 _MAX_ENCODED_BATCH = 32
 """Prompts encoded together at most. Larger batches take more memory and are not faster."""
 
+_KEPT_SHARE = 0.75
+"""The share of the token budget that finished prompts take at most, where they may be continued and share the cache."""
+
+_APART_SHARE = 0.25
+"""The same where rows have copies of their prompts: finished ones are beside the cache, which is smaller by this."""
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """A generated text: its token ids (with the end token, if it was reached) and their summed log-probability.
 
-    The log-probability is the natural logarithm, under the unfiltered distribution at temperature 1.
+    The log-probability is the natural logarithm, under the unfiltered distribution at temperature 1. `measured` is the
+    sum of what the decoder was asked to measure of the logits that its tokens were chosen from, (numbers,) on the CPU.
     """
 
     token_ids: tuple[int, ...]
     logprob: float
+    measured: torch.Tensor | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +76,12 @@ Returns the parameters of further completions, or none. A completion of the prom
 the index `~index`, which is negative.
 """
 
+OnIdle = Callable[[], Mapping[int, Sequence[SamplingParams]]]
+"""Called when all completions are finished. Returns the parameters of further ones by the index of their request."""
+
+Measure = Callable[[torch.Tensor], torch.Tensor]
+"""Makes numbers (rows, numbers) of logits (rows, vocabulary), as the model gave them."""
+
 Waiting = deque[tuple[int, tuple[SamplingParams, ...]]]
 """Requests that are not encoded yet: index, and the parameters of the completions to generate."""
 
@@ -80,14 +95,19 @@ def decode_prompts(
     on_completions: OnCompletions,
     progress: Callable[[int, int], None] | None = None,
     prompt_cache: EncodedPromptCache | None = None,
+    measure: Measure | None = None,
+    on_idle: OnIdle | None = None,
 ) -> None:
-    """Generates all completions of `requests`, and those that `on_completions` asks for.
+    """Generates all completions of `requests`, and those that `on_completions` and `on_idle` ask for.
 
     At most `token_budget` tokens are held in the KV cache. With `prompt_cache`, encoded prompts are kept for the next
-    call with the same prompts. `progress` gets the numbers of finished requests and of all requests.
+    call with the same prompts. `progress` gets the numbers of finished requests and of all requests. With `measure`,
+    completions are `measured`. With `on_idle`, the keys and values of finished prompts are kept as far as the budget
+    allows while no other prompt needs the room; the others are encoded again when they are continued.
 
     The completions of a request do not depend on the other requests, except for rounding. When memory runs out, the
-    budget is halved and unfinished requests start again; with a single row left the error is raised.
+    budget is halved and unfinished requests start again. With a single row left the error is raised, and also where
+    several processes share the model: one of them alone must not do other steps than the rest, who wait for it.
     """
     order = sorted(range(len(requests)), key=lambda index: _length_estimate(requests[index]), reverse=True)
     waiting: Waiting = deque((index, requests[index].params) for index in order)
@@ -100,7 +120,14 @@ def decode_prompts(
     try:
         while waiting:
             scheduler = BatchScheduler(
-                vlm, requests, max_new_tokens, budget, prompt_cache, share_prefixes=vlm._shares_prefixes
+                vlm,
+                requests,
+                max_new_tokens,
+                budget,
+                prompt_cache,
+                measure,
+                share_prefixes=vlm._shares_prefixes,
+                keep_prompts=on_idle is not None,
             )
             try:
                 while waiting or scheduler.prompts:
@@ -110,11 +137,14 @@ def decode_prompts(
                             n_done += 1
                             if progress is not None:
                                 progress(n_done, len(requests))
+                    if on_idle is not None and not waiting and not scheduler.prompts:
+                        waiting.extend(scheduler.resume(on_idle()))
             except UnsupportedAttentionError:
                 vlm._shares_prefixes = False
                 waiting.extendleft(reversed(scheduler.unfinished()))
             except RuntimeError as error:
-                if not is_out_of_memory(error) or not scheduler.can_shrink:
+                can_shrink = scheduler.can_shrink and (budget > 1 or prompt_cache is not None)
+                if not is_out_of_memory(error) or not can_shrink or vlm.agree is not None:
                     raise
                 waiting.extendleft(reversed(scheduler.unfinished()))
                 # A prompt cache needs batches of a fixed size, which may be what does not fit into memory.
@@ -158,6 +188,7 @@ class ActiveCompletion:
     uniforms: list[float]
     token_ids: list[int] = field(default_factory=list)
     logprob: float = 0.0
+    measured: list[torch.Tensor] = field(default_factory=list)  # token by token, if anything is measured
     state: State = (0, 0)  # of the prompt's constraint, if there is one
 
     @property
@@ -168,6 +199,15 @@ class ActiveCompletion:
     @property
     def is_done(self) -> bool:
         return self.prompt.completions[self.number] is not None
+
+    def finish(self) -> None:
+        """Gives the prompt the completion."""
+        measured = torch.stack(self.measured).sum(dim=0).cpu() if self.measured else None
+        self.prompt.completions[self.number] = Completion(tuple(self.token_ids), self.logprob, measured)
+
+
+Row = list[ActiveCompletion]
+"""Completions in progress of one prompt, at least one, whose tokens are the same so far."""
 
 
 class BatchScheduler:
@@ -180,24 +220,35 @@ class BatchScheduler:
         max_new_tokens: int,
         token_budget: int,
         prompt_cache: EncodedPromptCache | None,
+        measure: Measure | None,
         *,
         share_prefixes: bool,
+        keep_prompts: bool = False,
     ) -> None:
-        self.vlm, self.requests, self.prompt_cache = vlm, requests, prompt_cache
+        self.vlm, self.requests, self.prompt_cache, self.measure = vlm, requests, prompt_cache, measure
         self.model = bare_model(vlm)
         self.max_new_tokens, self.token_budget = max_new_tokens, token_budget
         self.stop_tokens = frozenset(stop_token_ids(vlm))
         self.prompts: dict[int, EncodedPrompt] = {}  # by request index; ~index for the prompt without its suffix
-        self.pending: deque[ActiveCompletion] = deque()  # wait for a free row
-        self.active: list[ActiveCompletion] = []  # by row
-        sizes = {"max_new_tokens": max_new_tokens, "token_budget": token_budget}
+        self.keep_prompts = keep_prompts
+        self.kept: dict[int, EncodedPrompt] = {}  # finished ones that may be continued, the oldest first
+        self.pending: deque[ActiveCompletion] = deque()  # wait for room
+        self.active: list[Row] = []
+        self.kept_tokens = int(token_budget * (_KEPT_SHARE if share_prefixes else _APART_SHARE)) if keep_prompts else 0
         self.cache: DecodingCache = (
-            SharedPrefixCache(self.model, vlm.device, **sizes)
+            SharedPrefixCache(self.model, vlm.device, max_new_tokens=max_new_tokens, token_budget=token_budget)
             if share_prefixes
-            else CopiedPrefixCache(vlm.device, **sizes)
+            else CopiedPrefixCache(
+                vlm.device, max_new_tokens=max_new_tokens, token_budget=token_budget - self.kept_tokens
+            )
         )
         self.longest_prompt = 0  # in tokens, so far
         self.can_shrink = False  # whether a smaller budget would have made the present batch smaller
+
+    @property
+    def n_reserved(self) -> int:
+        """Rows that are in use or may be needed: in the end all completions may differ."""
+        return sum(map(len, self.active))
 
     def unfinished(self) -> list[tuple[int, tuple[SamplingParams, ...]]]:
         """Requests whose present completions were not reported yet, with the parameters of these completions.
@@ -214,23 +265,29 @@ class BatchScheduler:
 
     @torch.inference_mode()
     def admit(self, waiting: Waiting) -> None:
-        """Gives free rows to pending completions, then encodes waiting prompts while the budget allows."""
+        """Gives room to pending completions, then encodes waiting prompts while the budget allows."""
         self._start_pending()
         if not waiting or self.pending:
             return
-        free = self.cache.free_tokens(len(self.active))
+        free = self.cache.free_tokens(self.n_reserved, without=self.kept)
         if self.active and free < self.token_budget * _ADMIT_SHARE:
             return
         self.longest_prompt = self.longest_prompt or self._count_tokens(waiting[0][0])
         # The prompt cache stores whole batches, so with one they are composed independently of the free space.
         limit = _MAX_ENCODED_BATCH if self.prompt_cache is None else _MAX_CACHED_BATCH
         chosen: list[tuple[int, tuple[SamplingParams, ...]]] = []
+        needed = 0
         while waiting and len(chosen) < limit:
-            free -= self.cache.cost(self.longest_prompt, self._count_rows(*waiting[0]))
-            if chosen and not self.prompt_cache and free < 0:
+            cost = self.cache.cost(self.longest_prompt, self._count_rows(*waiting[0]))
+            if chosen and not self.prompt_cache and needed + cost > free:
                 break
+            needed += cost
             chosen.append(waiting.popleft())
-        self.can_shrink = len(chosen) > 1 or bool(self.prompts)
+        if self.active and needed > free:
+            waiting.extendleft(reversed(chosen))
+            return
+        self._make_room(self.n_reserved, tokens=needed)
+        self.can_shrink = len(chosen) > 1 or bool(self.prompts) or bool(self.kept)
         try:
             self._encode(chosen)
         except RuntimeError:
@@ -284,64 +341,129 @@ class BatchScheduler:
             self.pending.append(ActiveCompletion(prompt, number, one, draw_uniforms(one, self.max_new_tokens)))
 
     def continue_prompt(self, index: int, params: Sequence[SamplingParams]) -> bool:
-        """Queues further completions of a prompt. Without any, forgets the prompt and returns False."""
-        if not params:
-            del self.prompts[index]
+        """Queues further completions of a prompt. Without any, keeps or forgets the prompt and returns False."""
+        if params:
+            self._queue(self.prompts[index], params)
+            return True
+        prompt = self.prompts.pop(index)
+        if self.keep_prompts and index >= 0:
+            # What the cache did not take is a part of its batch, all of which would stay in memory.
+            prompt.prefix.layers = [(keys.clone(), values.clone()) for keys, values in prompt.prefix.layers]
+            self.kept[index] = prompt
+            # A cache has the same room for each of its prompts.
+            while len(self.kept) * max((one.prefix.length for one in self.kept.values()), default=0) > self.kept_tokens:
+                self._forget_oldest()
+        else:
             self.cache.release_prefix(index)
-            return False
-        self._queue(self.prompts[index], params)
-        return True
+        return False
+
+    def _forget_oldest(self) -> None:
+        oldest = next(iter(self.kept))
+        del self.kept[oldest]
+        self.cache.release_prefix(oldest)
+
+    def _make_room(self, n_rows: int, *, new: Sequence[Prefix] = (), tokens: int = 0) -> None:
+        """Forgets the oldest kept prompts, until `tokens` are free beside `n_rows` rows and `new` prompts if it can."""
+        if self.kept:
+            wanted = min(tokens, self.cache.free_tokens(n_rows, new=new, without=self.kept))
+            while self.kept and self.cache.free_tokens(n_rows, new=new) < wanted:
+                self._forget_oldest()
+
+    def resume(self, wanted: Mapping[int, Sequence[SamplingParams]]) -> list[tuple[int, tuple[SamplingParams, ...]]]:
+        """Queues completions of kept prompts; returns those of prompts that have to be encoded again."""
+        again = []
+        for index, params in wanted.items():
+            if (prompt := self.kept.pop(index, None)) is not None:
+                self.prompts[index] = prompt
+                self._queue(prompt, params)
+            else:
+                again.append((index, tuple(params)))
+        return again
 
     # Decoding rows
 
     def _start_pending(self, later: int = 0) -> None:
-        """Gives free rows to pending completions, and samples their first tokens from their prompts' last logits."""
+        """Gives room to pending completions, and samples their first tokens from their prompts' last logits."""
         while self.pending:
             prefixes = list({one.prompt.prefix: None for one in self.pending})
-            self.can_shrink = len(self.active) + len(self.pending) > 1
-            free = self.cache.reserve_rows(prefixes, n_rows=len(self.active), wanted=len(self.pending), later=later)
+            n_wanted = self.n_reserved + len(self.pending)
+            self._make_room(n_wanted, new=prefixes)
+            self.can_shrink = n_wanted > 1 or bool(self.kept)
+            free = self.cache.reserve_rows(prefixes, n_rows=self.n_reserved, wanted=len(self.pending), later=later)
             if free <= 0:
                 return
-            joining = [self.pending.popleft() for _ in range(min(free, len(self.pending)))]
-            self.cache.add_rows(len(self.active), [one.prompt.prefix for one in joining])
-            self.active.extend(joining)
-            self._append_tokens(joining, torch.stack([one.prompt.last_logits for one in joining]))
+            joining: dict[int, Row] = {}
+            for _ in range(min(free, len(self.pending))):
+                one = self.pending.popleft()
+                joining.setdefault(one.prompt.prefix.key, []).append(one)
+            rows = list(joining.values())
+            self._append_tokens(rows, torch.stack([row[0].prompt.last_logits for row in rows]))
+            new = [same for row in rows for same in _split_row(row)]
+            if new:
+                self.cache.add_rows(len(self.active), [row[0].prompt.prefix for row in new])
+                self.active.extend(new)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, list[Completion]]]:
         """Decodes one more token in every row. Returns the prompts whose completions are all finished."""
         if self.active:
-            self.can_shrink = len(self.active) > 1
-            last_tokens = torch.tensor([[one.token_ids[-1]] for one in self.active], device=self.vlm.device)
+            self.can_shrink = self.n_reserved > 1 or bool(self.kept)
+            last_tokens = torch.tensor([[row[0].token_ids[-1]] for row in self.active], device=self.vlm.device)
             self._append_tokens(self.active, self.cache.forward(self.model, last_tokens))
+            self._split_rows()
         finished = [prompt for prompt in self.prompts.values() if None not in prompt.completions]
         return [(prompt.prefix.key, [one for one in prompt.completions if one is not None]) for prompt in finished]
 
-    def _append_tokens(self, rows: Sequence[ActiveCompletion], logits: torch.Tensor) -> None:
-        """Samples a token for each of `rows` from `logits` (rows, vocabulary), and removes the finished rows."""
-        uniforms = [one.uniforms[len(one.token_ids)] for one in rows]
-        constrained = [one.constrained for one in rows]
+    def _append_tokens(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
+        """Samples a token for each completion of `rows` from its row's logits (rows, vocabulary), and ends the last."""
+        constrained = [row[0].constrained for row in rows]
         allowed = allowed_tokens(constrained, size=logits.shape[-1], device=logits.device)
-        tokens, logprobs = sample_tokens(logits, [one.params for one in rows], uniforms, allowed=allowed)
-        for one, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+        measured = None if self.measure is None else self.measure(logits).unbind()
+        completions = [one for row in rows for one in row]
+        places = [place for place, row in enumerate(rows) for _ in row]
+        params = [one.params for one in completions]
+        uniforms = [one.uniforms[len(one.token_ids)] for one in completions]
+        tokens, logprobs = sample_tokens(logits, params, uniforms, rows=places, allowed=allowed)
+        if self.vlm.agree is not None:
+            tokens = self.vlm.agree(tokens)
+        if measured is not None:
+            for row, numbers in zip(rows, measured, strict=True):
+                for one in row:
+                    one.measured.append(numbers)
+        for one, token, logprob in zip(completions, tokens.tolist(), logprobs.tolist(), strict=True):
             one.token_ids.append(token)
             one.logprob += logprob
             if one.prompt.constraint is not None:
                 one.state = one.prompt.constraint.advance(one.state, token)
             if token in self.stop_tokens or len(one.token_ids) >= self.max_new_tokens:
-                one.prompt.completions[one.number] = Completion(tuple(one.token_ids), one.logprob)
-        self._remove_finished()
+                one.finish()
 
-    def _remove_finished(self) -> None:
-        """Moves rows from the end into the places of finished rows, so that rows 0 to n - 1 stay in use."""
-        alive = [row for row, one in enumerate(self.active) if not one.is_done]
-        n = len(alive)
-        if n == len(self.active):
-            return
-        holes = sorted(set(range(n)) - set(alive))
-        movers = [row for row in alive if row >= n]
-        if holes:
-            self.cache.copy_rows(movers, holes)
-            for hole, mover in zip(holes, movers, strict=True):
-                self.active[hole] = self.active[mover]
+    def _split_rows(self) -> None:
+        """Copies rows whose completions differ now, and removes those whose completions have all ended.
+
+        Copies take the places of removed rows. Then rows are moved from the end into the places that are left, so that
+        rows 0 to n - 1 stay in use.
+        """
+        parts = [_split_row(row) for row in self.active]
+        copied = [(place, row) for place, split in enumerate(parts) for row in split[1:]]
+        n_before, n = len(parts), sum(map(len, parts))
+        free = [place for place, split in enumerate(parts) if not split and place < n] + list(range(n_before, n))
+        moved = [(place, parts[place][0]) for place in range(n, n_before) if parts[place]]
+        self.active = [split[0] if split else [] for split in parts] + [[] for _ in range(n - n_before)]
+        coming = copied + moved
+        if coming:
+            self.cache.copy_rows([place for place, _ in coming], free)
+            for place, (_, row) in zip(free, coming, strict=True):
+                self.active[place] = row
         del self.active[n:]
+
+
+def _split_row(row: Row) -> list[Row]:
+    """The completions of `row` that go on, by their last token."""
+    if len(row) == 1:
+        return [] if row[0].is_done else [row]
+    by_token: dict[int, Row] = {}
+    for one in row:
+        if not one.is_done:
+            by_token.setdefault(one.token_ids[-1], []).append(one)
+    return list(by_token.values())

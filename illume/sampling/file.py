@@ -25,7 +25,7 @@ from illume.files import replace_file
 from illume.model.encodable import list_unreadable
 from illume.model.loading import base_fingerprint
 from illume.model.vlm import Vlm, load_vlm
-from illume.options import DTYPES
+from illume.options import add_machine_options, machine_options
 from illume.parts import parts_data
 from illume.prompts_file import SPLITS, load_prompts
 from illume.records import AnswerSource, Example, Rationale
@@ -151,6 +151,7 @@ def _request(
         "base": base_fingerprint(vlm.base) if Path(vlm.base).is_dir() else vlm.base,
         "adapter": hashlib.sha256(weights.read_bytes()).hexdigest() if vlm.adapter else None,
         "dtype": str(vlm.dtype),
+        **({} if vlm.quantization == "none" else {"quantization": vlm.quantization}),
     }
     plain: dict[str, Any] = json.loads(json.dumps(request))
     return plain
@@ -250,10 +251,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="JSON file with the fields of structured answers, which are sampled in place of rationales",
     )
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...; default: a GPU if there is one")
-    add(
-        "--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on a GPU that supports it, otherwise float32"
-    )
+    add_machine_options(parser)
     return parser
 
 
@@ -298,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not examples:
             which = f" of the split {options.split}" if options.split else ""
             raise SamplingFileError(f"{options.prompts} contains no prompts{which}")
-        vlm = load_vlm(options.model, adapter=options.adapter, device=options.device, dtype=options.dtype)
+        vlm = load_vlm(options.model, adapter=options.adapter, **machine_options(options))
         arguments_left = {"seed": options.seed, "progress": report, "answers": options.answers}
         sets = sample_to_file(vlm, examples, settings, options.out, **arguments_left)
     except (OSError, ValueError) as error:

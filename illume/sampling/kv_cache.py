@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
@@ -33,7 +33,7 @@ class Prefix:
 class DecodingCache(Protocol):
     """What the batch scheduler needs of a KV cache. Sizes are in cached tokens; rows are numbered from 0 without gaps.
 
-    `n_rows` arguments are the number of rows in use.
+    `n_rows` arguments are the number of rows in use; in `free_tokens` and `reserve_rows`, that may still be needed.
     """
 
     @property
@@ -43,8 +43,8 @@ class DecodingCache(Protocol):
     def cost(self, length: int, n_completions: int) -> int:
         """Tokens that a prompt of `length` tokens with `n_completions` completions takes."""
 
-    def free_tokens(self, n_rows: int) -> int:
-        """Tokens that are left for new prompts."""
+    def free_tokens(self, n_rows: int, *, new: Sequence[Prefix] = (), without: Container[int] = ()) -> int:
+        """Tokens that are left for further prompts, if `new` ones came and those whose keys are in `without` went."""
 
     def reserve_rows(self, prefixes: Sequence[Prefix], *, n_rows: int, wanted: int, later: int) -> int:
         """Allocates rows as needed, and returns how many may be added now.
@@ -59,7 +59,10 @@ class DecodingCache(Protocol):
         """Feeds `last_tokens` (rows, 1) to the model. Returns the next logits (rows, vocabulary)."""
 
     def copy_rows(self, source: Sequence[int], to: Sequence[int]) -> None:
-        """Overwrites the rows `to` with the rows `source`."""
+        """Copies the rows `source`, which may repeat, over the rows `to`; rows behind those in use are added in order.
+
+        No row is in both.
+        """
 
     def release_prefix(self, key: int) -> None:
         """Tells the cache that no further row will continue this prefix."""
@@ -137,7 +140,7 @@ class CopiedPrefixCache:
         # The keys and values of the prompt itself stay in memory beside the rows' copies.
         return n_completions * self._columns_for(length) + length
 
-    def free_tokens(self, n_rows: int) -> int:
+    def free_tokens(self, n_rows: int, *, new: Sequence[Prefix] = (), without: Container[int] = ()) -> int:  # noqa: ARG002 - prompts are in the rows
         if not self.layers:
             return self.token_budget
         return int((1 - n_rows / self.n_rows) * self.token_budget)

@@ -24,51 +24,62 @@ def sample_tokens(
     params: Sequence[SamplingParams],
     uniforms: Sequence[float],
     *,
+    rows: Sequence[int] | None = None,
     allowed: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Samples one token for each row of `logits` (rows, vocabulary).
+    """Samples tokens from `logits` (rows, vocabulary): one for each of `params`, from its row in `rows`.
 
-    Returns the tokens (rows,) and their natural-log probabilities (rows,) under the unfiltered distribution at
-    temperature 1. `uniforms` holds a number in [0, 1) for each row: the token is the first one where the cumulative
-    filtered probability exceeds it. Only tokens that are `allowed` (rows, vocabulary) can be sampled: the others are
-    removed before the filters.
+    Without `rows`, each row has one. Returns the tokens (params,) and their natural-log probabilities (params,) under
+    the unfiltered distribution at temperature 1. `uniforms` holds a number in [0, 1) for each token: it is the first
+    one where the cumulative filtered probability exceeds the number. Only tokens that are `allowed` (rows, vocabulary)
+    can be sampled: the others are removed before the filters. What tokens of a row have in common is computed once.
     """
-    logits = logits.float()
+    logits, device = logits.float(), logits.device
+    places = torch.tensor(range(len(params)) if rows is None else rows, device=device)
     offered = logits if allowed is None else logits.masked_fill(~allowed, -math.inf)
-    tokens = offered.argmax(dim=-1)
-    sampled = [row for row, one in enumerate(params) if one.temperature > 0]
+    tokens = offered.argmax(dim=-1)[places]
+    sampled = [number for number, one in enumerate(params) if one.temperature > 0]
     if sampled:
-        rows = torch.tensor(sampled, device=logits.device)
-        filtered = filter_logits(offered[rows], [params[row] for row in sampled])
-        cumulative = filtered.softmax(dim=-1).cumsum(dim=-1)
+        kinds: dict[tuple[int, float, int, float], int] = {}  # distributions to sample from
+        chosen_from = []
+        for number in sampled:
+            one, row = params[number], number if rows is None else rows[number]
+            chosen_from.append(kinds.setdefault((row, one.temperature, one.top_k, one.top_p), len(kinds)))
+        of_kinds = [SamplingParams(temperature, top_k, top_p) for _, temperature, top_k, top_p in kinds]
+        filtered = filter_logits(offered, of_kinds, rows=[row for row, *_ in kinds])
+        cumulative = filtered.softmax(dim=-1).cumsum(dim=-1)[torch.tensor(chosen_from, device=device)]
         total = cumulative[:, -1:]
-        target = torch.tensor([uniforms[row] for row in sampled], device=logits.device)[:, None] * total
+        target = torch.tensor([uniforms[number] for number in sampled], device=device)[:, None] * total
         # Rounding must not move the target beyond the last token that passed the filters.
         target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
-        tokens[rows] = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
-    chosen = logits.gather(1, tokens[:, None])[:, 0]
-    return tokens, chosen - logits.logsumexp(dim=-1)
+        found = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
+        tokens[torch.tensor(sampled, device=device)] = found
+    return tokens, logits[places, tokens] - logits.logsumexp(dim=-1)[places]
 
 
-def filter_logits(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
-    """Divides `logits` (rows, vocabulary) by each row's temperature (> 0), then applies top-k, then top-p.
+def filter_logits(
+    logits: torch.Tensor, params: Sequence[SamplingParams], *, rows: Sequence[int] | None = None
+) -> torch.Tensor:
+    """Divides the logits of each of `params` by its temperature (> 0), then applies top-k, then top-p.
 
-    Logits of tokens that a filter removes become minus infinity.
+    The logits are those of its row in `rows` of `logits` (rows, vocabulary); without `rows`, each row has one. Returns
+    (params, vocabulary); logits of tokens that a filter removes become minus infinity.
     """
-    vocabulary = logits.shape[-1]
+    vocabulary, device = logits.shape[-1], logits.device
+    places = torch.tensor(range(len(params)) if rows is None else rows, device=device)
     ks = [min(one.top_k, vocabulary) if one.top_k > 0 else vocabulary for one in params]
-    temperatures = torch.tensor([one.temperature for one in params], device=logits.device)
-    scaled = logits / temperatures[:, None]
+    temperatures = torch.tensor([one.temperature for one in params], device=device)[:, None]
+    scaled = logits[places] / temperatures
     if min(ks) < vocabulary:
         same_k = min(ks) == max(ks)
-        top = scaled.topk(max(ks), dim=-1, sorted=not same_k).values
+        top = logits.topk(max(ks), dim=-1, sorted=not same_k).values  # the same tokens at any temperature
         if same_k:
-            threshold = top.amin(dim=-1, keepdim=True)
+            least = top.amin(dim=-1, keepdim=True)[places]
         else:
-            threshold = top.gather(1, torch.tensor(ks, device=logits.device)[:, None] - 1)
-        scaled = scaled.masked_fill(scaled < threshold, -math.inf)
+            least = top[places].gather(1, torch.tensor(ks, device=device)[:, None] - 1)
+        scaled = scaled.masked_fill(scaled < least / temperatures, -math.inf)
     if any(one.top_p < 1 for one in params):
-        top_p = torch.tensor([one.top_p for one in params], device=logits.device)[:, None]
+        top_p = torch.tensor([one.top_p for one in params], device=device)[:, None]
         ordered, order = scaled.sort(dim=-1, descending=True)
         probabilities = ordered.softmax(dim=-1)
         before = probabilities.cumsum(dim=-1) - probabilities

@@ -8,7 +8,7 @@ or sliding-window attention. Other models use `illume.sampling.kv_cache.CopiedPr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -25,6 +25,9 @@ ATTENTION_NAME = "illume_shared_prefix"
 
 _GROWTH = 16
 """Columns that are added to all rows when one of them is full."""
+
+_WORTH_REBUILDING = 1.25
+"""By how much the number of rows must grow for the prompts to be copied, if none of them is new."""
 
 _IGNORED_INPUTS = frozenset({"position_ids", "cache_position", "input_ids"})
 """Tensors that models pass to every attention function, but that only other implementations need."""
@@ -196,16 +199,17 @@ class SharedPrefixCache:
     def cost(self, length: int, n_completions: int) -> int:
         return n_completions * self.max_new_tokens + length
 
-    def free_tokens(self, n_rows: int) -> int:
-        return self.token_budget - len(self.prompt_indices) * self._longest - n_rows * self.max_new_tokens
+    def free_tokens(self, n_rows: int, *, new: Sequence[Prefix] = (), without: Container[int] = ()) -> int:
+        lengths = {key: self.prefixes[index].length for key, index in self.prompt_indices.items() if key not in without}
+        lengths |= {prefix.key: prefix.length for prefix in new}
+        return self.token_budget - len(lengths) * max(lengths.values(), default=0) - n_rows * self.max_new_tokens
 
     def reserve_rows(self, prefixes: Sequence[Prefix], *, n_rows: int, wanted: int, later: int) -> int:  # noqa: ARG002 - later rows are allocated when they come
         new = [prefix for prefix in prefixes if prefix.key not in self.prompt_indices]
-        if new:
-            longest = max(self._longest, *(prefix.length for prefix in new))
-            left = self.token_budget - (len(self.prompt_indices) + len(new)) * longest
-            limit = max(1, n_rows, left // self.max_new_tokens)
-            self._rebuild(new, min(n_rows + wanted, limit))
+        left = self.free_tokens(0, new=new)
+        n_needed = min(n_rows + wanted, max(1, n_rows, left // self.max_new_tokens))
+        if new or n_needed >= _WORTH_REBUILDING * self.n_rows:
+            self._rebuild(new, n_needed)
         return self.n_rows - n_rows
 
     def _rebuild(self, new: Sequence[Prefix], n_rows: int) -> None:
@@ -291,7 +295,8 @@ class SharedPrefixCache:
                 buffer[to_rows, :, :end] = buffer[source_rows, :, :end]
         self.positions[to_rows] = self.positions[source_rows]
         for from_row, to_row in zip(source, to, strict=True):
-            self.row_keys[to_row], self.row_lengths[to_row] = self.row_keys[from_row], self.row_lengths[from_row]
+            self.row_keys[to_row : to_row + 1] = [self.row_keys[from_row]]
+            self.row_lengths[to_row : to_row + 1] = [self.row_lengths[from_row]]
 
     def release_prefix(self, key: int) -> None:
         """Frees the memory of released prompts once they are half of all."""

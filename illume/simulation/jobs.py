@@ -22,8 +22,9 @@ from filelock import FileLock
 from illume.end_with_parent import end_with
 from illume.errors import UNEXPECTED_ERRORS, VlmError
 from illume.scenes.emoji import EmojiMissingError
+from illume.settings import machine_settings
 from illume.simulation.baselines import run_comparison
-from illume.simulation.loop import Simulation, run_loop, score_base, score_base_on_val
+from illume.simulation.loop import Simulation, measure_base_entropy, run_loop, score_base, score_base_on_val
 from illume.simulation.settings import WORKER_LOCK, SimulationError, SimulationSettings, load_data, read_examples
 from illume.simulation.stages import Display, Models, Stages
 from illume.tuning.job import JobError
@@ -34,35 +35,52 @@ _EXPECTED = (SimulationError, VlmError, JobError, EmojiMissingError)
 """Errors whose message is enough for the user; the type of other errors is shown too."""
 
 
+_KINDS = ("tuning", "judging", "matched", "machine", "meteor")
+"""Stages that are named after their kind; all others are scores."""
+
+
 class Task(NamedTuple):
-    """A unit of work for one process: `base`, `val`, `loop`, or a baseline or control of a seed."""
+    """A unit of work for one process: `base`, `val`, `loop`, or a baseline or control of a seed. `arm` is a folder."""
 
     kind: str
     seed: int = 0
+    arm: str = ""
 
 
-def plan_tasks(settings: SimulationSettings) -> dict[Task, tuple[Task, ...]]:
-    """All tasks, the most urgent ones first, each with the tasks that must be done before it."""
+Arms = Mapping[str, SimulationSettings]
+"""The settings of the arms of a comparison, by the folder of their stages."""
+
+
+def plan_tasks(settings: SimulationSettings, arms: Arms | None = None) -> dict[Task, tuple[Task, ...]]:
+    """All tasks, the most urgent ones first, each with the tasks that must be done before it.
+
+    With `arms`, each has a loop of its own, and `settings` are what they share.
+    """
     val = Task("val")
     seeds = settings.run_seeds
     tasks: dict[Task, tuple[Task, ...]] = {val: ()}
-    tasks |= {Task("loop", seed): (val,) for seed in seeds}
-    for kind in (*reversed(settings.baselines), *settings.controls):
-        for seed in seeds:
-            before = [val] if kind == "supervised-all" else [Task("loop", seed)]
-            if kind in settings.baselines and seed != seeds[0]:
-                before.append(Task(kind, seeds[0]))  # which selects the learning rate
-            tasks[Task(kind, seed)] = tuple(before)
-    tasks[Task("base")] = ()
+    tasks |= {Task("loop", seed, arm): (val,) for seed in seeds for arm in (("",) if arms is None else arms)}
+    for arm, one in {"": settings, **(arms or {})}.items():
+        for kind in (*reversed(one.baselines), *one.controls):
+            for seed in seeds:
+                before = [val] if kind == "supervised-all" else [Task("loop", seed, arm)]
+                if kind in one.baselines and seed != seeds[0]:
+                    before.append(Task(kind, seeds[0], arm))  # which selects the learning rate
+                tasks[Task(kind, seed, arm)] = tuple(before)
+    tasks[Task("base")] = (val,)  # which measures the base model's entropy
     return tasks
 
 
-def run_task(sim: Simulation, task: Task) -> None:
+def run_task(sim: Simulation, task: Task, arms: Arms | None = None) -> None:
     """Computes the missing stages of `task`."""
+    if arms and task.arm:
+        sim = sim.in_arm(task.arm, arms[task.arm])
     if task.kind == "base":
         score_base(sim)
         return
     base_val = score_base_on_val(sim)
+    if sim.measures_matched:
+        measure_base_entropy(sim)
     if task.kind == "loop":
         run_loop(sim, task.seed, base_val)
     elif task.kind != "val":
@@ -72,20 +90,22 @@ def run_task(sim: Simulation, task: Task) -> None:
 # The main process
 
 
-def run_tasks(settings: SimulationSettings, out: Path, *, jobs: int, display: Display) -> None:
-    """Runs all tasks in `jobs` processes, and returns when all stages are done.
+def run_tasks(
+    settings: SimulationSettings, out: Path, *, jobs: int, display: Display, arms: Arms | None = None
+) -> None:
+    """Runs all tasks in `jobs` processes, and returns when all stages are done. `arms` are as in `plan_tasks`.
 
     Raises SimulationError if a task fails or a process ends unexpectedly.
     """
     context = multiprocessing.get_context("spawn")
     todo, messages = context.Queue(), context.Queue()
-    arguments = (settings, out, todo, messages, os.getpid())
+    arguments = (settings, arms, out, todo, messages, os.getpid())
     workers = [context.Process(target=_run_worker, args=(number, *arguments), daemon=True) for number in range(jobs)]
     _count_done(out / "stages", display)
     try:
         for worker in workers:
             worker.start()
-        _distribute(plan_tasks(settings), workers, todo, messages, display)
+        _distribute(plan_tasks(settings, arms), workers, todo, messages, display)
     finally:
         for worker in workers:
             worker.terminate()
@@ -122,7 +142,7 @@ def _count_done(stages: Path, display: Display) -> None:
     """Reports the stages of earlier runs to the display."""
     for name, seconds in Stages(stages, display).seconds().items():
         last = name.rpartition("/")[2]
-        display.end(name, last if last in ("tuning", "judging", "meteor") else "scoring", seconds, fresh=False)
+        display.end(name, last if last in _KINDS else "scoring", seconds, fresh=False)
 
 
 def wait_for_workers(out: Path) -> None:
@@ -162,7 +182,15 @@ class _ForwardingDisplay(Display):
         """Does nothing: several tasks may skip the same stage."""
 
 
-def _run_worker(number: int, settings: SimulationSettings, out: Path, todo: Any, messages: Any, parent: int) -> None:
+def _run_worker(
+    number: int,
+    settings: SimulationSettings,
+    arms: Arms | None,
+    out: Path,
+    todo: Any,
+    messages: Any,
+    parent: int,
+) -> None:
     """Runs tasks until the process is ended. Holds a lock that `wait_for_workers` waits for."""
     end_with(parent)
     with FileLock(out / f"{WORKER_LOCK}{number}"):
@@ -170,7 +198,7 @@ def _run_worker(number: int, settings: SimulationSettings, out: Path, todo: Any,
             sim = _simulation(settings, out, _ForwardingDisplay(messages))
             while True:
                 task = todo.get()
-                run_task(sim, task)
+                run_task(sim, task, arms)
                 messages.put(("done", task))
         except UNEXPECTED_ERRORS as error:
             name = "" if isinstance(error, _EXPECTED) else f"{type(error).__name__}: "
@@ -190,5 +218,5 @@ def _simulation(settings: SimulationSettings, out: Path, display: Display) -> Si
     if settings.tuning.threads:
         torch.set_num_threads(settings.tuning.threads)
     data = load_data(settings, out, examples=read_examples(settings), say=display.say)
-    models = Models(settings.model, device=settings.tuning.device, dtype=settings.tuning.dtype)
+    models = Models(settings.model, **machine_settings(settings.tuning))
     return Simulation(settings, data, Stages(out / "stages", display), models)

@@ -12,15 +12,19 @@ from illume.tuning.job import write_json
 _SHOWN = 20
 
 
-def leave_out_unreadable(data: Data, out: Path, models: Models, *, template: str, display: Display) -> Data:
+def leave_out_unreadable(
+    data: Data, out: Path, models: Models, *, template: str, explained: bool = True, display: Display
+) -> Data:
     """Leaves out the prompts that the model cannot read, and keeps a list of them with the reasons in `out`.
+
+    `explained`: rationales are asked for after the answer, so that the model reads a prompt for them too.
 
     A run that goes on reads the list instead of trying all prompts again. Raises SimulationError if no train prompt or
     no held-out one is left.
     """
     path = out / LEFT_OUT
     if not path.exists():
-        entries = _list(data, models, template=template, display=display)
+        entries = _list(data, models, template=template, explained=explained, display=display)
         kept = without_left_out(data, entries)
         for split, left, words in (("train", kept.train, "train"), ("test", kept.heldout, "held-out")):
             if not left:
@@ -35,7 +39,7 @@ def leave_out_unreadable(data: Data, out: Path, models: Models, *, template: str
     return without_left_out(data, left_out)
 
 
-def _list(data: Data, models: Models, *, template: str, display: Display) -> list[dict[str, str]]:
+def _list(data: Data, models: Models, *, template: str, explained: bool, display: Display) -> list[dict[str, str]]:
     examples = [*data.train, *data.val, *data.heldout]
     n_groups, tried = len({example.images for example in examples}), 0
 
@@ -46,5 +50,5 @@ def _list(data: Data, models: Models, *, template: str, display: Display) -> lis
 
     vlm = models.load_version(None)
     display.begin("reading the prompts", "reading")
-    found = list_unreadable(vlm, examples, template=template, check=tick)
+    found = list_unreadable(vlm, examples, template=template, explained=explained, check=tick)
     return [{"prompt": one.id, "split": one.split, "reason": reason} for one, reason in found]

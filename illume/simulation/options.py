@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from illume.evaluation.tasks import TASKS
-from illume.model.loading import pick_device
-from illume.options import DTYPES, count, natural, number
+from illume.model.machine import pick_device
+from illume.options import add_machine_options, count, machine_options, natural, number
 from illume.root import STARTER
 from illume.scenes.emoji import EmojiMissingError, find_emoji
+from illume.settings import PreferenceSettings
 from illume.simulation.settings import (
     BASELINES,
     CONTROLS,
@@ -24,6 +26,7 @@ from illume.simulation.settings import (
     SimulationSettings,
     stored_settings,
 )
+from illume.validation import read_record
 
 SMALL_MODEL_BYTES = 200 * 2**20
 """A model with weights up to this size is loaded once per core."""
@@ -41,22 +44,25 @@ EXAMPLES = """examples:
   illume simulate --out run
   illume simulate --out small --heldout-scenes 200 --rounds 1 --seeds 1 --controls none --baselines none
   illume simulate --out pairs --task pairs
+  illume simulate --out guard --task guard
+  illume simulate --out arms --compare bench/comparison.yaml
   illume simulate --out birds --model FOLDER --prompts prompts.jsonl
   illume simulate --out vqax --model FOLDER --prompts vqaX_train.json vqaX_val.json vqaX_test.json --images coco
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
+def parser(prog: str = "illume simulate") -> argparse.ArgumentParser:
+    """The command line; messages begin with `prog`."""
     defaults = SimulationSettings()
     parser = argparse.ArgumentParser(
-        prog="illume simulate",
+        prog=prog,
         description=ABOUT,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_data(parser, defaults)
     _add_loop(parser, defaults)
+    _add_machine(parser, defaults)
     group = parser.add_argument_group("tuning")
     add = group.add_argument
     add(
@@ -73,6 +79,14 @@ def parser() -> argparse.ArgumentParser:
         default=defaults.tuning.epochs,
         help="epochs in each round; default: %(default)s",
     )
+    add(
+        "--preferences",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the objective picks_and_rejections: beta, pair_weight, picture_weight, anchor_weight, "
+        "unpaired_weight, pairs_per_rationale; a weight of 0 switches a term off",
+    )
     guard = defaults.tuning.guard_per_rationale
     add(
         "--guard",
@@ -84,10 +98,7 @@ def parser() -> argparse.ArgumentParser:
     add("--gradient-checkpointing", action="store_true", help="needs less memory and more time")
     group = parser.add_argument_group("machine")
     add = group.add_argument
-    add(
-        "--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on a GPU that supports it, otherwise float32"
-    )
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...; default: a GPU if there is one")
+    add_machine_options(group)
     add(
         "--jobs",
         type=natural,
@@ -100,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
         default=0,
         help="threads of each process; default: the number of cores divided by that of processes",
     )
+    add("--no-matched-entropy", action="store_true", help="do not also score all versions at the same entropy")
     add("--no-meteor", action="store_true", help="do not compute METEOR, even if its program is installed")
     return parser
 
@@ -111,6 +123,12 @@ def _add_data(parser: argparse.ArgumentParser, defaults: SimulationSettings) -> 
         type=Path,
         required=True,
         help="folder for the run: a new one, or that of an interrupted run, which is then continued",
+    )
+    add(
+        "--compare",
+        type=Path,
+        metavar="FILE",
+        help="compare several ways of running the loop, the arms that this YAML file names with their options",
     )
     group = parser.add_argument_group("model and prompts")
     add = group.add_argument
@@ -144,8 +162,10 @@ def _add_loop(parser: argparse.ArgumentParser, defaults: SimulationSettings) -> 
     add = group.add_argument
     add(
         "--critic",
-        choices=("truth", "rouge"),
-        help="how the critic judges; default: truth if the prompts have scenes, otherwise rouge",
+        choices=("truth", "rouge", "helpfulness"),
+        help="who judges: simulated people, by truth or by ROUGE-L with references, or nobody: the candidate is picked "
+        "that helps another copy of the model most to find the answer; default: truth if the prompts have scenes, "
+        "otherwise rouge",
     )
     add(
         "--threshold",
@@ -197,8 +217,67 @@ def _add_loop(parser: argparse.ArgumentParser, defaults: SimulationSettings) -> 
         default=defaults.tuning.objective,
         help="what a round learns from: what was picked, or also what was turned down; default: %(default)s",
     )
+    add(
+        "--next-prompt",
+        choices=("priority", "uncertain", "critic"),
+        default=defaults.next_prompt,
+        help="which prompts are judged first: in random order, or those that the model, or the machine critic, is "
+        "least sure of; default: %(default)s",
+    )
     add("--baselines", default=",".join(BASELINES), help="separated by commas, or none; default: %(default)s")
     add("--controls", default=",".join(CONTROLS), help="separated by commas, or none; default: %(default)s")
+
+
+def _add_machine(parser: argparse.ArgumentParser, defaults: SimulationSettings) -> None:
+    group = parser.add_argument_group("machine critic", "A model that rates candidates, fitted anew in each round.")
+    add = group.add_argument
+    add(
+        "--machine-critic",
+        choices=("verifier", "helpfulness"),
+        default=defaults.machine_critic,
+        help="what it learns: whether a candidate was picked, or to answer with its help; default: %(default)s",
+    )
+    add(
+        "--show-of",
+        type=natural,
+        default=defaults.show_of,
+        metavar="N",
+        help="sample N candidates of each prompt, of which it chooses as many as are shown otherwise, from its best to "
+        "its lowest; one set in ten is left as it was sampled; default: all that are sampled are shown",
+    )
+    add(
+        "--machine-accepts",
+        action="store_true",
+        help="it accepts candidates of prompts that nobody judged, once its precision on verdicts is high enough",
+    )
+    share = number(float, above=0, most=1)
+    add(
+        "--machine-precision",
+        type=share,
+        default=defaults.machine_precision,
+        help="the least precision on verdicts from which on it accepts, at the lower end of the interval; "
+        "default: %(default)s",
+    )
+    add(
+        "--machine-least-verdicts",
+        type=count,
+        default=defaults.machine_least_verdicts,
+        metavar="N",
+        help="verdicts on candidates that each part needs, that on which the threshold is chosen and that on which it "
+        "is shown; default: %(default)s",
+    )
+    add(
+        "--machine-weight",
+        type=share,
+        default=defaults.machine_weight,
+        help="weight of what it accepted, where picks have 1; default: %(default)s",
+    )
+    add(
+        "--machine-labels",
+        choices=("own", "permuted"),
+        default=defaults.machine_labels,
+        help="as a control it can be fitted on permuted labels; default: %(default)s",
+    )
 
 
 def choose_job_count(options: argparse.Namespace) -> int:
@@ -235,9 +314,9 @@ def read_settings(options: argparse.Namespace) -> SimulationSettings:
             "--images is for VQA-X files (--prompts NAME.json); other prompts files name their own images"
         )
     critic: CriticKind = options.critic or ("truth" if not own or _have_scenes(options.prompts) else "rouge")
-    if options.threshold is not None and critic == "truth":
+    if options.threshold is not None and critic != "rouge":
         raise SimulationError(
-            "--threshold belongs to the rouge critic, but this run has the truth critic: add --critic rouge"
+            f"--threshold belongs to the rouge critic, but this run has the {critic} critic: add --critic rouge"
         )
     threads = options.threads or (stored or {}).get("tuning", {}).get("threads", 0)
     return replace(
@@ -248,6 +327,7 @@ def read_settings(options: argparse.Namespace) -> SimulationSettings:
         images=None if options.images is None else _resolve_path(options.images),
         heldout_scenes=heldout,
         heldout_seed=defaults.heldout_seed if options.heldout_seed is None else options.heldout_seed,
+        matched_entropy=not options.no_matched_entropy,
         critic=critic,
         threshold=defaults.threshold if options.threshold is None else options.threshold,
         mistakes=options.mistakes,
@@ -257,12 +337,21 @@ def read_settings(options: argparse.Namespace) -> SimulationSettings:
         prompts_per_round=options.prompts_per_round,
         picks_per_round=options.picks_per_round,
         activation=options.activation,
+        next_prompt=options.next_prompt,
+        show_of=options.show_of,
+        machine_critic=options.machine_critic,
+        machine_labels=options.machine_labels,
+        machine_accepts=options.machine_accepts,
+        machine_weight=options.machine_weight,
+        machine_precision=options.machine_precision,
+        machine_least_verdicts=options.machine_least_verdicts,
         init=options.init,
         baselines=_split_names(options.baselines),
         controls=_split_names(options.controls),
         template=task.template if options.template is None else options.template,
         candidates=replace(
-            defaults.candidates, max_new_tokens=task.rationale_tokens or defaults.candidates.max_new_tokens
+            defaults.candidates,
+            max_new_tokens=task.fields_tokens or task.rationale_tokens or defaults.candidates.max_new_tokens,
         ),
         tuning=replace(
             defaults.tuning,
@@ -271,17 +360,29 @@ def read_settings(options: argparse.Namespace) -> SimulationSettings:
                 max_new_tokens=task.rationale_tokens or defaults.tuning.evaluation.max_new_tokens,
                 max_answer_tokens=task.answer_tokens or defaults.tuning.evaluation.max_answer_tokens,
             ),
+            max_fields_tokens=task.fields_tokens or defaults.tuning.max_fields_tokens,
             learning_rate=options.learning_rate,
             epochs=options.epochs,
             guard_per_rationale=options.guard,
             objective=options.objective,
+            preferences=_read_preferences(options.preferences),
             micro_batch_size=options.micro_batch or defaults.tuning.micro_batch_size,
             gradient_checkpointing=options.gradient_checkpointing,
-            device=options.device,
-            dtype=options.dtype,
+            **machine_options(options),
             threads=threads or max(1, n_cores() // choose_job_count(options)),
         ),
     )
+
+
+def _read_preferences(words: Sequence[str]) -> PreferenceSettings:
+    values = dict(word.partition("=")[::2] for word in words)
+    try:
+        numbers = {name: json.loads(value) for name, value in values.items()}
+        return read_record(PreferenceSettings, numbers, name="--preferences")
+    except ValueError as error:
+        words_of_json = isinstance(error, json.JSONDecodeError)
+        reason = "--preferences: write NAME=NUMBER, such as picture_weight=0" if words_of_json else str(error)
+        raise SimulationError(reason) from error
 
 
 def _bundled(task: str) -> str:

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
-from illume.evaluation.metrics import bootstrap_interval, paired_bootstrap
-
-Values = list[float | None]
-Scores = Mapping[str, Any]
-
-MEASURES: dict[str, Callable[[Scores], Values]] = {
-    "rouge_l": lambda scores: scores["gold"]["sampled"]["rouge_l"],
-    "truth": lambda scores: scores["gold"]["sampled"]["faithful"],
-    "chrf": lambda scores: scores["gold"]["sampled"].get("chrf", []),
-    "meteor": lambda scores: scores["gold"]["sampled"].get("meteor", []),
-    "rouge_l_greedy": lambda scores: scores["gold"]["greedy"]["rouge_l"],
-    "truth_greedy": lambda scores: scores["gold"]["greedy"]["faithful"],
-    "chrf_greedy": lambda scores: scores["gold"]["greedy"].get("chrf", []),
-    "meteor_greedy": lambda scores: scores["gold"]["greedy"].get("meteor", []),
-    "accuracy": lambda scores: [None if one is None else float(one) for one in scores["answers"]["correct"]],
-}
-"""Per-prompt values of sampled (T = 0.7) and greedy rationales after the gold answer, and of the own answer."""
+from illume.simulation.settings import CONTROLS
+from illume.simulation.values import Scores, Values, average_over_seeds
 
 TITLES = {
+    "balanced_accuracy": "balanced accuracy",
+    "policy_exception_recall": "rating follows a policy that turns it",
+    "policy_exception_specificity": "rating stays where it must",
     "rouge_l": "ROUGE-L, T = 0.7",
     "truth": "truth, T = 0.7",
     "chrf": "chrF++, T = 0.7",
@@ -34,8 +21,23 @@ TITLES = {
     "truth_greedy": "truth, greedy",
     "chrf_greedy": "chrF++, greedy",
     "meteor_greedy": "METEOR (English), greedy",
+    "truth_matched": "truth, matched entropy",
+    "distinct_true": "distinct true of 4",
     "accuracy": "answer accuracy",
+    "recall": "recall",
+    "specificity": "specificity",
+    "category_accuracy": "right category",
+    "invalid_share": "invalid, greedy",
+    "invalid_sampled": "invalid, T = 0.7",
 }
+
+OF_ANSWERS = {
+    "balanced accuracy": "balanced_accuracy",
+    "share of ratings that follow the policy": "policy_exception_recall",
+    "sampled truth": "truth",
+    "greedy truth": "truth_greedy",
+}
+"""What a round on structured answers should raise, in words."""
 
 OF_GROUPS = ("truth", "truth_greedy", "accuracy")
 """The measures that are told for each group of prompts."""
@@ -49,38 +51,20 @@ MOST_JUDGED = 0.25
 MAX_DROP = 0.02
 """The maximum acceptable loss of answer accuracy."""
 
-
-def measure_values(scores: Scores) -> dict[str, list[float]]:
-    """The values of each measure by prompt. Measures without a value for every prompt are left out."""
-    found = {name: get(scores) for name, get in MEASURES.items()}
-    return {
-        name: [float(value) for value in values if value is not None]
-        for name, values in found.items()
-        if values and None not in values
-    }
-
-
-def average_over_seeds(versions: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
-    """The mean over the versions of all seeds, prompt by prompt."""
-    return {
-        name: [sum(column) / len(column) for column in zip(*(one[name] for one in versions), strict=True)]
-        for name in versions[0]
-        if all(name in one for one in versions)
-    }
-
-
-def intervals(values: Mapping[str, list[float]]) -> dict[str, Any]:
-    """Mean and 95 % bootstrap interval of each measure."""
-    return {name: asdict(bootstrap_interval(one, seed=0)) for name, one in values.items()}
-
-
-def differences(new: Mapping[str, list[float]], old: Mapping[str, list[float]]) -> dict[str, Any]:
-    """Paired 95 % interval of new - old for each measure."""
-    return {name: asdict(paired_bootstrap(new[name], old[name], seed=0)) for name in new if name in old}
+MOST_INVALID = 0.05
+"""The maximum acceptable share of invalid structured answers."""
 
 
 def corpus(scores: Scores) -> dict[str, Any]:
-    """The corpus scores of rationales after the gold answer, and after the model's own answer."""
+    """The corpus scores of rationales after the gold answer, and after the model's own answer.
+
+    Of structured answers: measures of their fields under each change of a policy, and scores of their rationales.
+    """
+    if "fields" in scores:
+        return {
+            words: {"by change": found["by_change"], "rationales": found["rationales"]["means"]}
+            for words, found in (("greedy", scores["fields"]["greedy"]), ("T = 0.7", scores["fields"]["sampled"]))
+        }
     found = {"gold, T = 0.7": scores["gold"]["sampled"]["means"], "gold, greedy": scores["gold"]["greedy"]["means"]}
     if "own" in scores:
         for mode, words in (("sampled", "T = 0.7"), ("greedy", "greedy")):
@@ -89,93 +73,97 @@ def corpus(scores: Scores) -> dict[str, Any]:
     return found
 
 
+def matched_at(scores: Scores) -> dict[str, Any]:
+    """The temperature that matches the base model's entropy, and the entropy there; nothing if it was not measured."""
+    found = scores.get("matched")
+    return {} if found is None else {"matched": {name: found[name] for name in ("temperature", "entropy")}}
+
+
 def report(
     base: Scores,
     seeds: Mapping[int, Mapping[str, Any]],
     *,
+    read: Callable[[Scores], Values],
     n_train: int = 0,
     groups: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Any]:
     """The results of all seeds as plain data: by seed, averaged over seeds, and the claims that they support.
 
-    `n_train` is the number of train prompts; the loop should need only a share of them. `groups` are the places of the
-    held-out prompts that are also reported by themselves, such as those of one language.
+    `read` takes a version's values out of its scores. `n_train` is the number of train prompts; the loop should need
+    only a share of them. `groups` are the places of the held-out prompts that are also reported by themselves, such as
+    those of one language.
     """
-    base_values = measure_values(base)
-    versions: dict[str, list[dict[str, list[float]]]] = {}
+    base_values = read(base)
+    versions: dict[str, list[Values]] = {}
     by_seed: dict[str, Any] = {}
     for seed, one in seeds.items():
-        by_seed[str(seed)], named = _seed_report(one, base_values)
+        by_seed[str(seed)], named = _seed_report(one, base_values, read)
         for name, values in named.items():
             versions.setdefault(name, []).append(values)
     whole = {name: average_over_seeds(each) for name, each in versions.items() if len(each) == len(seeds)}
     last = max((name for name in whole if name.startswith("round ")), default=None, key=lambda name: int(name[6:]))
     mean = _report_mean(base_values, whole, last)
+    check = check_answer_claims if "fields" in base else check_claims
     found = {
-        "base": {"corpus": corpus(base)},
+        "base": {"corpus": corpus(base), **matched_at(base)},
         "seeds": by_seed,
         "mean": mean,
-        "shown": check_claims(by_seed, mean, last, n_train),
+        "shown": check(by_seed, mean, last, n_train),
     }
     for group, places in (groups or {}).items():
-        some = {name: choose(values, places) for name, values in whole.items()}
-        one = _report_mean(choose(base_values, places), some, last)
+        some = {name: values.at(places) for name, values in whole.items()}
+        one = _report_mean(base_values.at(places), some, last)
         found.setdefault("groups", {})[group] = one
         found["shown"] |= check_group_claims(group, one, last)
     return found
 
 
-def choose(values: Mapping[str, Sequence[float]], places: Sequence[int]) -> dict[str, list[float]]:
-    """The values of each measure for the prompts at these places."""
-    return {name: [column[place] for place in places] for name, column in values.items()}
-
-
-def _report_mean(
-    base: Mapping[str, list[float]], whole: Mapping[str, Mapping[str, list[float]]], last: str | None
-) -> dict[str, Any]:
+def _report_mean(base: Values, whole: Mapping[str, Values], last: str | None) -> dict[str, Any]:
     """Intervals and paired differences of values that are means over seeds; `last` names the last round."""
     mean: dict[str, Any] = {
-        "versions": {"base": intervals(base)} | {name: intervals(values) for name, values in whole.items()},
-        "against base": {name: differences(values, base) for name, values in whole.items()},
+        "versions": {"base": base.intervals()} | {name: values.intervals() for name, values in whole.items()},
+        "against base": {name: values.minus(base) for name, values in whole.items()},
     }
     rounds = sorted((name for name in whole if name.startswith("round ")), key=lambda name: int(name[6:]))
     mean["against the round before"] = {
-        later: differences(whole[later], whole[earlier]) for earlier, later in pairwise(rounds)
+        later: whole[later].minus(whole[earlier]) for earlier, later in pairwise(rounds)
     }
     if last is not None:
         others = {name: values for name, values in whole.items() if not name.startswith("round ")}
-        mean["last round against"] = {name: differences(whole[last], values) for name, values in others.items()}
+        mean["last round against"] = {name: whole[last].minus(values) for name, values in others.items()}
     return mean
 
 
 def _seed_report(
-    one: Mapping[str, Any], base: Mapping[str, list[float]]
-) -> tuple[dict[str, Any], dict[str, dict[str, list[float]]]]:
-    """The results of a seed without texts and per-prompt values, and the per-prompt values of its versions."""
+    one: Mapping[str, Any], base: Values, read: Callable[[Scores], Values]
+) -> tuple[dict[str, Any], dict[str, Values]]:
+    """The results of a seed without texts and single values, and the values of its versions."""
     found: dict[str, Any] = {"rounds": []}
-    named: dict[str, dict[str, list[float]]] = {}
-    before: Mapping[str, list[float]] = base
+    named: dict[str, Values] = {}
+    before = base
     for row in one["rounds"]:
         kept = {key: value for key, value in row.items() if key != "scores"}
-        values = dict(base) if row["scores"] is None else measure_values(row["scores"])
+        values = base if row["scores"] is None else read(row["scores"])
         named[f"round {row['round']}"] = values
-        kept["measures"] = intervals(values)
-        kept["against base"] = differences(values, base)
-        kept["against the round before"] = differences(values, before)
+        kept["measures"] = values.intervals()
+        kept["against base"] = values.minus(base)
+        kept["against the round before"] = values.minus(before)
         kept["corpus"] = None if row["scores"] is None else corpus(row["scores"])
+        kept |= {} if row["scores"] is None else matched_at(row["scores"])
         before = values
         found["rounds"].append(kept)
     for name in ("shuffled", "random", "hallucinated", "supervised-same", "supervised-all"):
         if name not in one:
             continue
-        values = measure_values(one[name]["scores"])
+        values = read(one[name]["scores"])
         named[name] = values
         found[name] = {key: value for key, value in one[name].items() if key != "scores"}
         found[name] |= {
-            "measures": intervals(values),
-            "against base": differences(values, base),
-            "last round against it": differences(before, values),
+            "measures": values.intervals(),
+            "against base": values.minus(base),
+            "last round against it": before.minus(values),
             "corpus": corpus(one[name]["scores"]),
+            **matched_at(one[name]["scores"]),
         }
     return found, named
 
@@ -194,12 +182,7 @@ def check_claims(by_seed: Mapping[str, Any], mean: Mapping[str, Any], last: str 
     steps = [mean["against base"][name] for name in rounds[:1]] + list(mean["against the round before"].values())
     lows = [step["rouge_l"]["low"] for step in steps]
     found["rounds rise"] = {"holds": min(lows) > 0, "ROUGE-L": line, "lower ends of the steps": lows}
-    if n_train:
-        judged = max(row["judged_in_all"] for one in by_seed.values() for row in one["rounds"]) / n_train
-        found[f"at most {MOST_JUDGED:.0%} of the train prompts judged"] = {
-            "holds": judged <= MOST_JUDGED,
-            "share": judged,
-        }
+    found |= _check_judged(by_seed, n_train)
     if "supervised-all" in versions:
         reached, whole = (versions[name]["rouge_l"]["mean"] for name in (last, "supervised-all"))
         claim = f"at least {ENOUGH:.0%} of tuning on all references"
@@ -210,10 +193,50 @@ def check_claims(by_seed: Mapping[str, Any], mean: Mapping[str, Any], last: str 
     if "accuracy" in versions["base"]:
         change = versions[last]["accuracy"]["mean"] - versions["base"]["accuracy"]["mean"]
         found["answer accuracy falls by at most 2 points"] = {"holds": change >= -MAX_DROP, "change": change}
-    for name in ("random", "hallucinated", "shuffled"):
+    for name in CONTROLS:
         if name in versions:
             lows = [one[name]["last round against it"]["rouge_l"]["low"] for one in by_seed.values()]
             found[f"better than {name} in each seed"] = {"holds": min(lows) > 0, "lower ends": lows}
+    return found
+
+
+def _check_judged(by_seed: Mapping[str, Any], n_train: int) -> dict[str, Any]:
+    """Checks how many of the train prompts were judged, if their number is known."""
+    if not n_train:
+        return {}
+    judged = max(row["judged_in_all"] for one in by_seed.values() for row in one["rounds"]) / n_train
+    return {f"at most {MOST_JUDGED:.0%} of the train prompts judged": {"holds": judged <= MOST_JUDGED, "share": judged}}
+
+
+def check_answer_claims(
+    by_seed: Mapping[str, Any], mean: Mapping[str, Any], last: str | None, n_train: int
+) -> dict[str, Any]:
+    """Checks what rounds on structured answers show: ratings and rationales better than the base's and by chance."""
+    if last is None:
+        return {}
+    found: dict[str, Any] = {}
+    compared = {"base": mean["against base"][last]} | {
+        name: mean["last round against"][name] for name in CONTROLS if name in mean["last round against"]
+    }
+    for other, difference in compared.items():
+        for words, measure in OF_ANSWERS.items():
+            if measure in difference:
+                one = difference[measure]
+                found[f"{words} above {other}"] = {
+                    "holds": one["low"] > 0,
+                    "change": one["mean"],
+                    "lower end": one["low"],
+                }
+    gains = [one["rounds"][-1]["against base"].get("balanced_accuracy", {}).get("low") for one in by_seed.values()]
+    if None not in gains:
+        found["balanced accuracy above base in each seed"] = {"holds": min(gains) > 0, "lower ends": gains}
+    found |= _check_judged(by_seed, n_train)
+    for words, measure in (("greedy", "invalid_share"), ("sampled", "invalid_sampled")):
+        share = mean["versions"][last][measure]["mean"]
+        found[f"at most {MOST_INVALID:.0%} of {words} answers invalid"] = {
+            "holds": share <= MOST_INVALID,
+            "share": share,
+        }
     return found
 
 

@@ -11,16 +11,30 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 
+from illume.critics.choosing import LEAST_SHOWN, count_samples
 from illume.evaluation.tasks import TASKS, Task, task_of
-from illume.model.prompting import DEFAULT_TEMPLATE, check_template
+from illume.fields.definitions import AnswerFields
+from illume.fields.variants import change_of
+from illume.model.prompting import DEFAULT_TEMPLATE, answer_prompt, check_template
 from illume.prompts_file import SPLITS, load_prompts
 from illume.records import Example, stable_seed
 from illume.root import STARTER
-from illume.settings import KNOWN_FIELDS_ONLY, CandidateSettings, Init, TuningSettings
+from illume.settings import (
+    KNOWN_FIELDS_ONLY,
+    MACHINE_WEIGHT,
+    CandidateSettings,
+    CriticSettings,
+    Init,
+    MachineCritic,
+    TuningSettings,
+)
 from illume.tuning.job import read_json, write_json
 from illume.validation import read_record
 
-CriticKind = Literal["truth", "rouge"]
+CriticKind = Literal["truth", "rouge", "helpfulness"]
+"""Who judges: simulated people, or with `helpfulness` nobody (`illume.simulation.machine.pick_by_help`)."""
+NextPrompt = Literal["priority", "uncertain", "critic"]
+Labels = Literal["own", "permuted"]
 Activation = Literal["always", "rule"]
 
 WORKER_LOCK = ".worker-lock-"
@@ -31,6 +45,8 @@ LEFT_OUT = "left_out.json"
 
 BASELINES = ("supervised-same", "supervised-all")
 CONTROLS = ("random", "hallucinated", "shuffled")
+CRITIC = CriticSettings()
+"""The defaults of machine critics."""
 
 
 class SimulationError(ValueError):
@@ -50,6 +66,7 @@ class SimulationSettings:
     heldout_scenes: int = 2000  # prompts of the task generated at run time; 0: the test split of the prompts
     heldout_seed: int = 90_001
     heldout_samples: int = 1  # sampled rationales of each held-out prompt
+    matched_entropy: bool = True  # also score all versions at the same entropy, where truth can be computed
     max_val: int = 100
     critic: CriticKind = "truth"
     threshold: float = 0.7  # of the ROUGE-L critic
@@ -64,6 +81,14 @@ class SimulationSettings:
     baselines: tuple[str, ...] = BASELINES
     controls: tuple[str, ...] = CONTROLS
     learning_rates: tuple[float, ...] = ()  # of supervised tuning; empty: a third of, once and three times `tuning`'s
+    next_prompt: NextPrompt = "priority"  # or what the model, or the machine critic, is least sure of
+    show_of: int = 0  # so many are sampled, and as many shown as otherwise, chosen by its scores; 0: all are shown
+    machine_critic: MachineCritic = "verifier"  # which one orders prompts, chooses what is shown, and accepts
+    machine_labels: Labels = "own"  # or permuted ones: a critic that knows nothing, as a control
+    machine_accepts: bool = False  # candidates of prompts that nobody judged
+    machine_weight: float = MACHINE_WEIGHT  # of what it accepted, beside picks
+    machine_precision: float = CRITIC.precision  # of its threshold on verdicts, at the lower end of the interval
+    machine_least_verdicts: int = CRITIC.least_verdicts  # on candidates, in each part, before it accepts anything
     template: str = DEFAULT_TEMPLATE
     candidates: CandidateSettings = field(default_factory=CandidateSettings)
     tuning: TuningSettings = field(default_factory=lambda: TuningSettings(epochs=3))
@@ -83,13 +108,45 @@ class SimulationSettings:
             raise SimulationError("a budget of prompts or picks must not be negative")
         if self.prompts_per_round and self.picks_per_round:
             raise SimulationError("a round's budget is either prompts or picks, not both")
+        self._check_machine()
         try:
-            check_template(self.template)
+            check_template(self.template, policies=True)
         except ValueError as error:
             raise SimulationError(f"template: {error}") from error
         for name, known in (("baselines", BASELINES), ("controls", CONTROLS)):
             if unknown := sorted(set(getattr(self, name)) - set(known)):
                 raise SimulationError(f"{name}: {unknown[0]} is none of {', '.join(known)}")
+
+    def _check_machine(self) -> None:
+        for name in ("machine_weight", "machine_precision"):
+            if not 0 < getattr(self, name) <= 1:
+                raise SimulationError(f"{name}: must be above 0 and at most 1, not {getattr(self, name)}")
+        for name, asked in (
+            ("mistakes", self.mistakes > 0),
+            ("picks_per_round", self.picks_per_round > 0),
+            ("machine_accepts", self.machine_accepts),
+            ("next_prompt", self.next_prompt == "critic"),
+            ("show_of", self.show_of != 0),
+        ):
+            if asked and name.startswith(("machine", "next", "show")) and self.answer_fields is not None:
+                raise SimulationError(f"{name}: machine critics do not read structured answers here")
+            if asked and not self.has_people:
+                raise SimulationError(f"{name}: is for verdicts of people, and the critic helpfulness needs none")
+        shown = count_samples(self.candidates.temperatures)
+        if self.show_of and (shown < LEAST_SHOWN or self.show_of <= shown):
+            raise SimulationError(
+                f"show_of: must be above what is shown of a set, which is {shown} and has to be at least {LEAST_SHOWN}"
+            )
+
+    @property
+    def has_people(self) -> bool:
+        """Whether simulated people judge."""
+        return self.critic != "helpfulness"
+
+    @property
+    def answer_fields(self) -> AnswerFields | None:
+        """The fields of structured answers; None where answers are texts."""
+        return TASKS[self.task].answer_fields
 
     @property
     def run_seeds(self) -> tuple[int, ...]:
@@ -145,12 +202,27 @@ def _as_plain_data(settings: SimulationSettings, inputs: Any) -> dict[str, Any]:
     return plain
 
 
-def store_settings(settings: SimulationSettings, out: Path, *, inputs: Mapping[str, Any]) -> None:
-    """Stores the settings and hashes of the input files. Raises SimulationError for a folder of another run."""
+def store_settings(
+    settings: SimulationSettings,
+    out: Path,
+    *,
+    inputs: Mapping[str, Any],
+    arms: Mapping[str, SimulationSettings] | None = None,
+) -> None:
+    """Stores the settings and hashes of the input files. Raises SimulationError for a folder of another run.
+
+    The `arms` of a comparison are kept in `arms.json`, also those that it no longer has.
+    """
     asked = _as_plain_data(settings, inputs)
     stored = stored_settings(out)
     if stored is not None and (different := _differences(stored, asked)):
         raise SimulationError(f"{out} holds a run with other settings: {'; '.join(different)}. Choose another folder")
+    if arms is not None:
+        known = read_json(out / "arms.json") if (out / "arms.json").exists() else {}
+        plain = {name: _as_plain_data(one, None) for name, one in arms.items()}
+        if different := [line for name in plain if name in known for line in _differences(known[name], plain[name])]:
+            raise SimulationError(f"{out} holds an arm with other settings: {'; '.join(different)}. Name another arm")
+        write_json(out / "arms.json", known | plain)
     write_json(out / "settings.json", asked)
 
 
@@ -254,12 +326,19 @@ def read_examples(settings: SimulationSettings) -> list[Example]:
     train = [example for example in examples if example.split == "train"]
     if not train:
         raise SimulationError("there are no train prompts")
+    for example in examples:
+        try:
+            answer_prompt(example, template=settings.template)
+        except ValueError as error:
+            raise SimulationError(f"{example.id}: {error}") from error
     for example in train:
         found = task_of(example)
         if settings.task != "scenes" and (found is None or found.name != settings.task):
             raise SimulationError(f"{example.id} is no prompt of the task {settings.task}: its metadata must name it")
         if settings.critic == "truth" and found is None:
             raise SimulationError(f"the truth critic cannot judge {example.id}: its metadata holds no scene")
+        if not settings.has_people and (example.answer is None or settings.answer_fields is not None):
+            raise SimulationError(f"the critic helpfulness cannot judge {example.id}: it has no gold answer")
         if settings.critic == "rouge" and not example.references:
             raise SimulationError(f"the ROUGE-L critic cannot judge {example.id}: it has no references")
     if not settings.heldout_scenes and not any(example.split == "test" for example in examples):
@@ -308,14 +387,34 @@ def _make_heldout(
         say(f"making {settings.heldout_scenes} held-out {task.made}")
         sprites = load_sprites(find_emoji())
         task.make(folder, n=settings.heldout_scenes, seed=settings.heldout_seed, sprites=sprites, report=say)
-    known = [scene for example in examples for scene in _scenes(example.metadata)]
-    made = [
-        example
-        for example in load_prompts(folder / "prompts.jsonl")
-        if not any(scene in known for scene in _scenes(example.metadata))
-    ]
+    made = leave_out_known(load_prompts(folder / "prompts.jsonl"), examples)
     source = f"{len(made)} {task.made} made with seed {settings.heldout_seed}"
     return tuple(replace(example, split="test") for example in made), source
+
+
+def leave_out_known(made: Sequence[Example], examples: Sequence[Example]) -> list[Example]:
+    """Those of `made` that show no scene of `examples`, under policies that they do not have.
+
+    No policy reads the same; what it says in whatever words and order is new too, unless it was made of another one:
+    where all other categories are allowed, say, little is left to tell policies apart. All prompts about an image stay
+    or go together, since they are compared.
+    """
+    scenes = [scene for example in examples for scene in _scenes(example.metadata)]
+    texts = {example.policy.digest for example in examples if example.policy is not None}
+    rules = {_rules(example) for example in examples if not change_of(example.metadata)} - {None}
+    known = {
+        example.images
+        for example in made
+        if any(scene in scenes for scene in _scenes(example.metadata))
+        or (example.policy is not None and example.policy.digest in texts)
+        or (not change_of(example.metadata) and _rules(example) in rules)
+    }
+    return [example for example in made if example.images not in known]
+
+
+def _rules(example: Example) -> frozenset[tuple[str, str]] | None:
+    """What the policy of a prompt says, in whatever words and order: the status of each category; None without one."""
+    return None if example.policy is None else frozenset((one.name, one.status) for one in example.policy.categories)
 
 
 def _scenes(metadata: Mapping[str, Any]) -> list[Any]:

@@ -13,7 +13,7 @@ from illume.tuning.job import read_json, write_json
 Tick = Callable[[float], None]
 """Called with the share of a stage that is done."""
 
-_RELATIVE_COST = {"judging": 1.0, "tuning": 4.0, "scoring": 4.0, "meteor": 0.1}
+_RELATIVE_COST = {"judging": 1.0, "tuning": 4.0, "scoring": 4.0, "matched": 1.0, "machine": 3.0, "meteor": 0.1}
 """Relative costs of the kinds of stage, used for the estimate until stages of the kind are done."""
 
 _REPAINT_SECONDS = 0.5
@@ -118,17 +118,17 @@ class Stages:
 
 
 class Models:
-    """The base model, loaded on first use, with a replaceable adapter."""
+    """The base model, loaded on first use as `load_vlm` loads it by `machine`, with a replaceable adapter."""
 
-    def __init__(self, base: str, *, device: str, dtype: str) -> None:
-        self._base, self._device, self._dtype = base, device, dtype
+    def __init__(self, base: str, **machine: Any) -> None:
+        self._base, self._machine = base, machine
         self._vlm: Vlm | None = None
 
     def load_version(self, adapter: Path | None) -> Vlm:
         """The model with the adapter in the folder `adapter`; None is the base model."""
         wanted = None if adapter is None else str(adapter)
         if self._vlm is None:
-            self._vlm = load_vlm(self._base, adapter=wanted, device=self._device, dtype=self._dtype)
+            self._vlm = load_vlm(self._base, adapter=wanted, **self._machine)
         elif self._vlm.adapter != wanted:
             set_adapter(self._vlm, wanted)
         return self._vlm

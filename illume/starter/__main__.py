@@ -1,15 +1,22 @@
-"""`illume starter make|train|score`: the data of its three tasks, the model trained on them, how good a model is."""
+"""`illume starter`: the data of its three tasks, the model trained on them, its scores and its card."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from illume.options import count, natural, number
 from illume.scenes.emoji import EmojiMissingError, add_emoji_option, find_emoji, load_sprites
 
 TASKS = ("scenes", "pairs", "guard")
+SHIPPED: dict[str, dict[str, int]] = {
+    "scenes": {"n": 500, "seed": 1},
+    "pairs": {"n": 400, "seed": 1},
+    "guard": {"n": 400, "seed": 1, "n_policies": 12},
+}
+"""How the prompts of each task that are part of this repository are made."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,6 +50,18 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--seed", type=int, default=0, help="seed of the prompts; default: %(default)s")
     make.add_argument("--out", type=Path, required=True, help="folder for prompts.jsonl and images")
     add_emoji_option(make)
+    text = "save the model of an unfinished run's last checkpoint"
+    export = commands.add_parser("export", help=text, description=f"{text}. A finished run has saved its model.")
+    export.add_argument("--run", type=Path, required=True, help="folder of the run")
+    export.add_argument("--out", type=Path, required=True, help="folder for the model")
+    text = "write the figures of the model card from curve.json and scores.json beside it"
+    card = commands.add_parser("card", help=text, description=text)
+    card.add_argument("--folder", type=Path, required=True, help="folder of the card, such as starter")
+    text = "write the prompts that are shipped, with their pictures, the same each time"
+    data = commands.add_parser("data", help=text, description=f"{text}: a folder for each task.")
+    data.add_argument("--task", choices=TASKS, action="append", help="only this task; may be repeated")
+    data.add_argument("--out", type=Path, required=True, help="folder for the tasks, such as starter")
+    add_emoji_option(data)
     text = "score a model on new prompts: answers, ratings, truth of greedy and sampled rationales, with intervals"
     score = commands.add_parser("score", help=text, description=text)
     score.add_argument("--model", type=Path, required=True, help="folder of the model")
@@ -70,18 +89,48 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    run = {"make": _make, "train": _train, "score": _score}[options.command]
-    run(options)
+    commands = {
+        "card": _card,
+        "data": _data,
+        "export": _export,
+        "make": _make,
+        "score": _score,
+        "train": _train,
+    }
+    commands[options.command](options)
     return 0
 
 
-def _make(options: argparse.Namespace) -> None:
+def _makers() -> dict[str, Any]:
     from illume.guard.making import make_guard
     from illume.pairs.making import make_pairs
+    from illume.scenes.making import make_scenes
 
-    make = {"pairs": make_pairs, "guard": make_guard}[options.task]
+    return {"scenes": make_scenes, "pairs": make_pairs, "guard": make_guard}
+
+
+def _make(options: argparse.Namespace) -> None:
     sprites = load_sprites(find_emoji(options.emoji))
-    make(options.out, n=options.n, seed=options.seed, sprites=sprites, report=_print_line)
+    _makers()[options.task](options.out, n=options.n, seed=options.seed, sprites=sprites, report=_print_line)
+
+
+def _data(options: argparse.Namespace) -> None:
+    sprites = load_sprites(find_emoji(options.emoji))
+    for task in options.task or TASKS:
+        _makers()[task](options.out / task, **SHIPPED[task], sprites=sprites, report=_print_line)
+
+
+def _card(options: argparse.Namespace) -> None:
+    from illume.starter.card import write_card
+
+    write_card(options.folder)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from illume.starter.training import export
+
+    step = export(options.run, options.out)
+    _print_line(f"saved the model of step {step} in {options.out}")
 
 
 def _score(options: argparse.Namespace) -> None:

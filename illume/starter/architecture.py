@@ -11,12 +11,13 @@ from illume.guard import policies
 from illume.guard import rationales as guard_rationales
 from illume.pairs import questions as pair_questions
 from illume.pairs import rationales as pair_rationales
+from illume.pairs.questions import Language
 from illume.scenes.graph import sample_scene
 from illume.scenes.questions import FAMILIES, WORDINGS, make_question
 from illume.scenes.rationales import CIRCULAR, correct_rationales
 from illume.scenes.starter.architecture import build_model, train_tokenizer
 from illume.scenes.texts import DESCRIBE, answer_prompt, describe_scene, rationale_prompt
-from illume.starter.texts import GERMAN_WORDS
+from illume.starter.texts import GERMAN_WORDS, LISTS
 
 CONTEXT = 2048
 
@@ -49,6 +50,7 @@ def _corpus(seed: int, n: int) -> Iterator[str]:
         yield from (f" {wording}" for wordings in WORDINGS.values() for wording in wordings)
         yield from (f" {text}" for text in (*CIRCULAR, *guard_rationales.CIRCULAR, *GERMAN_WORDS))
         yield from (f" {text}" for texts in pair_rationales.CIRCULAR.values() for text in texts)
+        yield from (f" {text}" for texts in LISTS.values() for text in texts)
         yield from (f"Q: {text}" for leads in pair_questions.LEADS.values() for lead in leads for text in lead)
 
 
@@ -64,10 +66,11 @@ def _scene_texts(rng: random.Random, index: int) -> Iterator[str]:
 
 def _pair_texts(rng: random.Random, index: int) -> Iterator[str]:
     families = pair_questions.FAMILIES
-    language = pair_questions.LANGUAGES[index % 3 % 2 if index % 3 else 1]  # German needs more words than English
+    language: Language = "de" if index // len(families) % 3 else "en"  # German needs more words than English
     question = pair_questions.sample_question(rng, families[index % len(families)], language)
     pair = pair_questions.sample_pair_for(question.query, question.meaning, rng)
-    yield f"{question.text} A: {question.answer}, seeing that"
+    yield question.text  # after a picture
+    yield f"Q: {question.text} A: {question.answer}, seeing that"
     for text in pair_rationales.correct_rationales(question, pair)[::2]:
         yield f" {text}"
 

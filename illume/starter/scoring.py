@@ -20,7 +20,8 @@ from illume.guard import making as guard_making
 from illume.guard import policies
 from illume.guard.policies import parse_answer
 from illume.guard.truth import is_faithful_to_case
-from illume.model.loading import check_weights, read_config
+from illume.model.folder import check_weights
+from illume.model.loading import read_config
 from illume.pairs import making as pairs_making
 from illume.pairs.questions import LEADS, answer_in, answer_query
 from illume.pairs.truth import is_faithful_to_pair
@@ -204,6 +205,27 @@ def score(
     }
 
 
+def check_claims(scores: Mapping[str, Mapping[str, Share]]) -> dict[str, bool]:
+    """What the model is meant to be, and whether the scores of each group that was scored show it."""
+    found: dict[str, bool] = {}
+    for group, row in scores.items():
+        if "answers" in row:
+            found[f"{group}: at least 90% of the answers right"] = row["answers"].share >= 0.9
+        found[f"{group}: from 25% to 45% of sampled rationales true"] = 0.25 <= row["sampled_truth"].share <= 0.45
+        found[f"{group}: at most 50% of greedy rationales true"] = row["greedy_truth"].share <= 0.5
+        if "swapped" in row:
+            found[f"{group}: most answers follow pictures that change places"] = row["swapped"].low > 0.5
+        if "ratings" in row:
+            alone = row["ratings_without_policy"]
+            found[f"{group}: from 70% to 85% of the ratings right"] = 0.7 <= row["ratings"].share <= 0.85
+            found[f"{group}: at least 95% of the answers valid"] = row["valid"].share >= 0.95
+            found[f"{group}: without the policy, ratings right by chance"] = alone.low <= 0.5 <= alone.high
+    if {"pairs en", "pairs de"} <= set(scores):
+        apart = scores["pairs en"]["answers"].share - scores["pairs de"]["answers"].share
+        found["pairs: German answers within 3 points of English ones"] = apart <= 0.03
+    return found
+
+
 def score_model(
     folder: Path,
     *,
@@ -214,7 +236,7 @@ def score_model(
     out: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> dict[str, dict[str, Share]]:
-    """Loads a model, scores it on `n` new prompts of each task, and reports a line for each score.
+    """Loads a model, scores it on `n` new prompts of each task, and reports a line for each score and each claim.
 
     Raises VlmError if the folder contains no suitable model.
     """
@@ -230,6 +252,9 @@ def score_model(
     for group, row in scores.items():
         for name, one in row.items():
             report(f"{group}: {name} {one.share:.1%} [{one.low:.1%}, {one.high:.1%}] of {one.n}")
+    claims = check_claims(scores)
+    for words, holds in claims.items():
+        report(f"{words}: {'yes' if holds else 'NO'}")
     if out is not None:
-        write_text(out, json.dumps({"seed": seed, "scores": plain}, indent=1) + "\n")
+        write_text(out, json.dumps({"seed": seed, "n": n, "scores": plain, "claims": claims}, indent=1) + "\n")
     return scores

@@ -18,7 +18,7 @@ from illume.pairs import questions as pair_questions
 from illume.pairs import rationales as pair_rationales
 from illume.pairs.questions import Language, Pair, PairQuestion
 from illume.scenes.german import nouns as german
-from illume.scenes.graph import Scene, is_well_formed, make_scene
+from illume.scenes.graph import CELLS, Item, Scene, is_well_formed, make_scene, sample_scene
 from illume.scenes.kinds import KINDS
 from illume.scenes.questions import NUMBERS
 
@@ -112,6 +112,37 @@ def list_counts(scene: Scene, language: Language, rng: random.Random) -> list[tu
     return [(kind, NUMBERS[scene.count(kind)]) for kind in chosen]
 
 
+_ASK_OWNERS: dict[Language, str] = {"en": "which picture shows each?", "de": "welches Bild zeigt was?"}
+_OWNERS: dict[Language, dict[tuple[bool, bool], str]] = {
+    "en": {(True, False): "first", (False, True): "second", (True, True): "both", (False, False): "neither"},
+    "de": {(True, False): "erstes", (False, True): "zweites", (True, True): "beide", (False, False): "keins"},
+}
+
+LISTS: dict[Language, tuple[str, ...]] = {
+    language: (
+        *(text for texts in _ASK[language] for text in texts),
+        _ASK_OWNERS[language],
+        *_OWNERS[language].values(),
+    )
+    for language in pair_questions.LANGUAGES
+}
+"""What lists about pairs are asked for with, and what the one of both pictures says."""
+
+
+def list_owners(pair: Pair, language: Language, rng: random.Random) -> list[tuple[str, str]]:
+    """The kinds of both scenes and two others, in random order, and which of the pictures shows each."""
+    present = dict.fromkeys(kind for scene in pair for kind in scene.kinds())
+    kinds = [*present, *rng.sample([kind for kind in KINDS if kind not in present], 2)]
+    one, two = pair
+    return [
+        (
+            german.NOUNS[kind].singular if language == "de" else kind,
+            _OWNERS[language][one.count(kind) > 0, two.count(kind) > 0],
+        )
+        for kind in rng.sample(kinds, len(kinds))
+    ]
+
+
 def pair_root(language: Language, rng: random.Random, *, ordered: float = 0.75) -> tuple[str, str]:
     """The text with the pictures, and what comes before a question.
 
@@ -134,9 +165,18 @@ def explain_pair(question: PairQuestion, pair: Pair, mixture: Mixture, rng: rand
 
 
 def pair_row(
-    rng: random.Random, *, lists: float, questions: int, rationales: int, mixtures: dict[Language, Mixture]
+    rng: random.Random,
+    *,
+    lists: float,
+    questions: int,
+    rationales: int,
+    mixtures: dict[Language, Mixture],
+    owners: float = 0.0,
 ) -> Row:
-    """Samples two scenes with `questions` questions in one of the languages, of which `rationales` are explained."""
+    """Samples two scenes with `questions` questions in one of the languages, of which `rationales` are explained.
+
+    `lists` and `owners` are the probabilities of each list of one picture, and of the one of both.
+    """
     language = rng.choice(pair_questions.LANGUAGES)
     families = pair_questions.FAMILIES
     first = pair_questions.sample_question(rng, rng.choice(families), language)
@@ -153,11 +193,46 @@ def pair_row(
         for ask, make in zip(_ASK[language], (list_places, list_counts), strict=True):
             if rng.random() < lists:
                 texts.append(listing(f"{before}{ask[number]} A:", make(scene, language, rng)))
+    if owners and rng.random() < owners:
+        texts.append(listing(f"{before}{_ASK_OWNERS[language]} A:", list_owners(pair, language, rng)))
     texts += [reply(f"{before}{one.text} A:", one.answer, ANSWER) for one in asked]
     for one in asked[:rationales]:
         text = explain_pair(one, pair, mixtures[language], rng)
         texts.append(reply(f"{before}{one.text} A: {one.answer}, seeing that", text))
     return Row(pair, (Segment(((root, 0.0),), None), *(Segment(parts, 0) for parts in texts)))
+
+
+def sample_twins(rng: random.Random) -> Pair:
+    """Samples two scenes that show the same kinds, each at another place; some show one of them twice."""
+    base = sample_scene(rng)
+    kinds = list(base.kinds())
+    scenes = []
+    taken: dict[str, tuple[str, str]] = {}
+    for number in range(2):
+        while True:
+            cells = rng.sample(CELLS, len(kinds) + 1)
+            if all(taken.get(kind) != cell for kind, cell in zip(kinds, cells, strict=False)):
+                break
+        taken = dict(zip(kinds, cells, strict=False))
+        items = [Item(kind, *cell) for kind, cell in taken.items()]
+        if rng.random() < 0.5:
+            items.append(Item(kinds[number], *cells[-1]))
+        look = sample_scene(rng)
+        scenes.append(make_scene(look.setting, look.weather, look.time, items))
+    return scenes[0], scenes[1]
+
+
+def twins_row(rng: random.Random) -> Row:
+    """Samples two scenes whose lists of places and numbers can be told only by who tells the pictures apart."""
+    language = rng.choice(pair_questions.LANGUAGES)
+    pair = sample_twins(rng)
+    root, before = pair_root(language, rng)
+    lists = [
+        listing(f"{before}{ask[number]} A:", make(scene, language, rng))
+        for number, scene in enumerate(pair)
+        for ask, make in zip(_ASK[language], (list_places, list_counts), strict=True)
+    ]
+    return Row(pair, (Segment(((root, 0.0),), None), *(Segment(parts, 0) for parts in lists)))
 
 
 # Guard

@@ -2,14 +2,17 @@
 
 As in `illume.scenes.starter.training`, the vision tower first learns what each patch shows, by the likeness of the
 patch's feature to the embedding of the object's word, here in both languages. Then the model learns all three tasks.
+Where there are two pictures, the first layer of text learns in the same way which of them a patch is of, while words do
+not see the pictures before the second: else the model finds the things of a question in whichever picture shows them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,13 +25,13 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTraine
 
 from illume.figure import Line, Panel, draw
 from illume.files import replace_file, write_text
-from illume.model.loading import pick_device
+from illume.model.machine import pick_device
 from illume.scenes.emoji import find_emoji, load_sprites
 from illume.scenes.german.nouns import NOUNS
 from illume.scenes.kinds import KINDS
 from illume.scenes.starter.architecture import build_processor, save_starter
 from illume.scenes.starter.curriculum import IGNORED, prefetch
-from illume.scenes.starter.training import label_token_ids, make_optimizer, patch_loss
+from illume.scenes.starter.training import COSINE_SCALE, label_token_ids, make_optimizer, patch_loss
 from illume.starter.architecture import CHAT_TEMPLATE, build_starter, build_tokenizer
 from illume.starter.curriculum import TASKS, Batch, Recipe, make_batch
 
@@ -42,42 +45,66 @@ GERMAN_LABELS = (
 """The German words of `illume.scenes.starter.curriculum.PATCH_LABELS`."""
 
 
+NUMBER_WORDS = (("first", "second"), ("erstes", "zweites"))
+NUMBER_LAYER = 1
+"""The layer of text, from 1, after which patches are like the word of their picture's number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Token ids of the patches' labels, and of the words of a picture's number, in each language."""
+
+    labels: tuple[tuple[torch.Tensor, ...], ...]
+    numbers: tuple[torch.Tensor, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """The loss to minimise, the one of the patches, and the sum and number of target tokens of each task."""
+    """The loss to minimise, those of the patches and of their pictures' numbers, and each task's target tokens.
+
+    The last are the sum of the losses of each task and their number. `numbers` is None without two pictures in a row.
+    """
 
     total: torch.Tensor
     patches: torch.Tensor
+    numbers: torch.Tensor | None
     sums: torch.Tensor  # (tasks,)
     counts: torch.Tensor  # (tasks,)
 
 
 def compute_losses(
-    model: LlavaForConditionalGeneration, batch: Batch, words: Sequence[Sequence[torch.Tensor]], seeing: float
+    model: LlavaForConditionalGeneration, batch: Batch, words: Words, seeing: float, telling: float = 0.0
 ) -> Losses:
     """The weighted mean cross-entropy of all target tokens, plus `seeing` times that of the patches.
 
-    `words` are the token ids of the patches' labels in each language.
+    With `telling`, plus so many times that of the number of each patch's picture, where there are two.
     """
     where = model.device
     pixels, patches = (torch.from_numpy(one).to(where) for one in (batch.pixels, batch.patches))
     image = torch.stack(list(model.get_image_features(pixel_values=pixels).pooler_output))
     embed = model.get_input_embeddings()
-    parts = [patch_loss(image, [embed(one.to(where)) for one in group], patches) for group in words]
+    parts = [patch_loss(image, [embed(one.to(where)) for one in group], patches) for group in words.labels]
     seen = torch.stack(parts).mean()
     sums, counts = torch.zeros(len(TASKS)), torch.zeros(len(TASKS))
     if not batch.ids.size:
-        return Losses(seeing * seen, seen.detach(), sums, counts)
-    ids, labels, weights, tasks, positions, mask = (
+        return Losses(seeing * seen, seen.detach(), None, sums, counts)
+    ids, labels, weights, tasks, positions, numbers, mask = (
         torch.from_numpy(one).to(where)
-        for one in (batch.ids, batch.labels, batch.weights, batch.tasks, batch.positions, batch.mask)
+        for one in (batch.ids, batch.labels, batch.weights, batch.tasks, batch.positions, batch.numbers, batch.mask)
     )
     texts = embed(ids)
     pictures = (ids == model.config.image_token_id).unsqueeze(-1).expand_as(texts)
     texts = texts.masked_scatter(pictures, image.to(texts.dtype))
-    hidden = model.model.language_model(
-        inputs_embeds=texts, attention_mask=mask, position_ids=positions, use_cache=False
-    ).last_hidden_state
+    with _seen_late(model, ids) if batch.late else contextlib.nullcontext():
+        read = model.model.language_model(
+            inputs_embeds=texts,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+            output_hidden_states=telling > 0,
+        )
+    told = number_loss(read.hidden_states[NUMBER_LAYER], numbers, words, embed) if telling else None
+    hidden = read.last_hidden_state
     is_target = labels[:, 1:] != IGNORED
     logits = model.lm_head(hidden[:, :-1][is_target]).float()
     each = F.cross_entropy(logits, labels[:, 1:][is_target], reduction="none")
@@ -85,12 +112,50 @@ def compute_losses(
     sums = torch.zeros(len(TASKS), device=where).index_add(0, owners, each.detach())
     counts = torch.bincount(owners, minlength=len(TASKS)).float()
     shares = weights[:, 1:][is_target]
-    return Losses((each * shares).sum() / shares.sum() + seeing * seen, seen.detach(), sums, counts)
+    total = (each * shares).sum() / shares.sum() + seeing * seen
+    if told is not None:
+        total = total + telling * told
+    return Losses(total, seen.detach(), None if told is None else told.detach(), sums, counts)
 
 
-def label_ids(tokenizer: PreTrainedTokenizerFast) -> list[list[torch.Tensor]]:
-    """The tokens of the patches' labels, in English and in German."""
-    return [label_token_ids(tokenizer), label_token_ids(tokenizer, GERMAN_LABELS)]
+@contextlib.contextmanager
+def _seen_late(model: LlavaForConditionalGeneration, ids: torch.Tensor) -> Iterator[None]:
+    """Within it, words do not see pictures in the first layer of text."""
+    pictures = ids == model.config.image_token_id
+    shown = pictures[:, None, :, None] | ~pictures[:, None, None, :]
+
+    def hide(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        return args, {**kwargs, "attention_mask": kwargs["attention_mask"] & shown}
+
+    handle = model.model.language_model.layers[0].register_forward_pre_hook(hide, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def number_loss(
+    hidden: torch.Tensor, numbers: torch.Tensor, words: Words, embed: torch.nn.Module
+) -> torch.Tensor | None:
+    """Cross-entropy of the number of each patch's picture, with the cosine similarities to its words as logits.
+
+    `hidden` is (sequences, length, width), `numbers` (sequences, length). None where no sequence has two pictures.
+    """
+    is_patch = numbers != IGNORED
+    if not is_patch.any():
+        return None
+    features = COSINE_SCALE * F.normalize(hidden[is_patch].float(), dim=-1)
+    each = [
+        F.cross_entropy(features @ F.normalize(embed(ids.to(hidden.device)).float(), dim=-1).T, numbers[is_patch])
+        for ids in words.numbers
+    ]
+    return torch.stack(each).mean()
+
+
+def find_words(tokenizer: PreTrainedTokenizerFast) -> Words:
+    """The tokens of the patches' labels and of the pictures' numbers, in English and in German."""
+    labels = tuple(label_token_ids(tokenizer)), tuple(label_token_ids(tokenizer, GERMAN_LABELS))
+    return Words(labels, tuple(label_token_ids(tokenizer, NUMBER_WORDS)))
 
 
 @dataclass(slots=True)
@@ -133,6 +198,19 @@ def train(
     return out / "model"
 
 
+def export(out: Path, folder: Path) -> int:
+    """Saves the model of the last checkpoint in `out` to `folder`; returns its step.
+
+    Raises FileNotFoundError if there is no checkpoint.
+    """
+    state: dict[str, Any] = torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)
+    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(out / "tokenizer", trust_remote_code=False)
+    model = build_starter(tokenizer)
+    model.load_state_dict(state["model"])
+    save_starter(model, build_processor(tokenizer, CHAT_TEMPLATE), folder)
+    return int(state["progress"]["step"])
+
+
 def _tokenizer(out: Path, seed: int) -> PreTrainedTokenizerFast:
     """The run's tokenizer: the one that is there, whole, or a new one."""
     folder = out / "tokenizer"
@@ -156,7 +234,7 @@ def _run_steps(
 ) -> None:
     """Runs the remaining steps."""
     model.train()
-    words = label_ids(tokenizer)
+    words = find_words(tokenizer)
     meter = _Meter()
     first, started = progress.step, time.monotonic()
     before = progress.seconds
@@ -166,7 +244,7 @@ def _run_steps(
             group["lr"] = recipe.rate_at(step)
         stage, within = recipe.stage_at(step)
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.device.type == "cuda"):
-            losses = compute_losses(model, batch, words, stage.seeing)
+            losses = compute_losses(model, batch, words, stage.seeing, stage.telling)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(losses.total)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -194,17 +272,22 @@ class _Meter:
     def __init__(self) -> None:
         self._sums, self._counts = torch.zeros(len(TASKS)), torch.zeros(len(TASKS))
         self._patches: list[float] = []
+        self._numbers: list[float] = []
 
     def add(self, losses: Losses) -> None:
         self._sums += losses.sums.cpu()
         self._counts += losses.counts.cpu()
         self._patches.append(losses.patches.item())
+        if losses.numbers is not None:
+            self._numbers.append(losses.numbers.item())
 
     def take(self) -> dict[str, float]:
-        """The mean of each task's target tokens, where there are any, and of the patches; starts anew."""
+        """The mean of each task's target tokens, of the patches and of the pictures' numbers; starts anew."""
         rows = zip(TASKS, self._sums.tolist(), self._counts.tolist(), strict=True)
         means = {task: round(total / number, 4) for task, total, number in rows if number}
         means["patches"] = round(sum(self._patches) / len(self._patches), 4)
+        if self._numbers:
+            means["numbers"] = round(sum(self._numbers) / len(self._numbers), 4)
         self.__init__()  # type: ignore[misc]
         return means
 
@@ -222,7 +305,7 @@ def write_curve(folder: Path, content: Mapping[str, Any]) -> None:
     panels = []
     for title, names in (
         ("Texts of a task: cross-entropy of a token", TASKS),
-        ("Patches: cross-entropy", ("patches",)),
+        ("Patches: cross-entropy", ("patches", "numbers")),
     ):
         lines = [
             Line(name, [(float(point["step"]), point[name]) for point in points if name in point], marks=False)

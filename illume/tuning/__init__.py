@@ -2,5 +2,5 @@
 
 Reading order: `job` (the files of a job folder), `launcher` (the ways to run a job), `command` (`python -m
 illume.tuning`), `round` (one round from start to result), `batches` and `trainer` (training), `lora` (the adapter),
-`distributed` (several processes).
+`distributed` and `accelerate_file` (several processes).
 """

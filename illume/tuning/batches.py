@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -30,7 +30,6 @@ from illume.model.vlm import (
     encode_continuation,
     encode_pieces,
 )
-from illume.parts import Parts
 from illume.records import Example, TrainingRow, stable_seed
 
 Kind = Literal["answer", "rationale"]
@@ -45,7 +44,8 @@ TEXT_KINDS: tuple[TextKind, ...] = (*KINDS, "structured")
 class TrainingText:
     """A prompt and the continuation to learn, as token ids. The prompt is not part of the loss.
 
-    `parts` says of each token of a structured answer to which part of the loss it belongs, None: to none.
+    `parts` says of each token of a structured answer to which part of the loss it belongs, None: to none. `weight` is
+    how much its tokens count beside those of other texts.
     """
 
     kind: TextKind
@@ -53,6 +53,7 @@ class TrainingText:
     prompt: PromptText
     continuation: tuple[int, ...]
     parts: tuple[Kind | None, ...] = ()
+    weight: float = 1.0
 
     def n_tokens(self, part: Kind) -> int:
         """The number of tokens that belong to this part of the loss."""
@@ -67,19 +68,19 @@ def training_texts(vlm: Vlm, rows: Sequence[TrainingRow], *, template: str) -> l
     grow with the number of rationales. Raises ValueError for a row without an answer.
     """
     texts: list[TrainingText] = []
-    answered: set[tuple[tuple[str, ...], Parts, str, str]] = set()
+    answered: set[tuple[tuple[str, ...], PromptText, str]] = set()
     for row in rows:
         example, answer = row.example, row.example.answer
         if answer is None:
             raise ValueError(f"{example.id}: a row needs an answer")
-        key = (example.images, example.parts, example.question, answer)
-        if key not in answered:
-            answered.add(key)
-            prompt = answer_prompt(example, template=template)
+        prompt = answer_prompt(example, template=template)
+        if (example.images, prompt, answer) not in answered:
+            answered.add((example.images, prompt, answer))
             ids = encode_continuation(vlm, answer_text(answer))
             texts.append(TrainingText("answer", example.images, prompt, tuple(ids)))
         if row.rationale is not None:
-            texts.append(rationale_training_text(vlm, example, row.rationale, template=template))
+            text = rationale_training_text(vlm, example, row.rationale, template=template)
+            texts.append(replace(text, weight=row.weight))
     return texts
 
 
@@ -97,8 +98,8 @@ def structured_texts(
 
     The tokens of choices belong to the answer's part of the loss, those of the rationale's text to the rationale's;
     other texts, keys and punctuation to none. A row without a rationale is learnt once for each prompt and policy: it
-    ends where the rationale would begin, or, where the rationale comes first, has a reference in its place, which
-    belongs to no part. Raises ValueError, naming the example, for a row without the values it needs.
+    ends where the rationale or another unknown value would begin. Where the rationale comes first, it has a reference
+    in its place, which belongs to no part. Raises ValueError, naming the example, for a row without needed values.
     """
     texts: list[TrainingText] = []
     guarded: set[tuple[tuple[str, ...], PromptText]] = set()
@@ -109,13 +110,34 @@ def structured_texts(
             if (example.images, prompt) in guarded:
                 continue
             guarded.add((example.images, prompt))
-        pieces = _labelled_pieces(row, fields)
-        tokens = encode_pieces(vlm, [(answer_text(""), None), *pieces])
-        if row.rationale is None and pieces[-1][1] is None and pieces[-1][0] == '"':
-            tokens = tokens[:-1]  # no end token: the answer goes on
-        ids, parts = zip(*tokens, strict=True)
-        texts.append(TrainingText("structured", example.images, prompt, ids, parts))
+        text = _structured_text(vlm, example, prompt, _labelled_pieces(row, fields))
+        texts.append(replace(text, weight=row.weight))
     return texts
+
+
+def compared_training_text(
+    vlm: Vlm,
+    example: Example,
+    values: Mapping[str, str | None],
+    fields: AnswerFields,
+    *,
+    names: Collection[str],
+    template: str,
+) -> TrainingText:
+    """A structured answer of which the values of the fields in `names` count, after its answer prompt."""
+    parts: dict[str, Kind] = {name: "rationale" if name == fields.rationale.name else "answer" for name in names}
+    pieces = [(text, parts.get(label or "")) for text, label in answer_pieces(values, fields)]
+    return _structured_text(vlm, example, answer_prompt(example, template=template), pieces)
+
+
+def _structured_text(
+    vlm: Vlm, example: Example, prompt: PromptText, pieces: Sequence[tuple[str, Kind | None]]
+) -> TrainingText:
+    tokens = encode_pieces(vlm, [(answer_text(""), None), *pieces])
+    if pieces[-1] == ('"', None):
+        tokens = tokens[:-1]  # no end token: the answer goes on
+    ids, parts = zip(*tokens, strict=True)
+    return TrainingText("structured", example.images, prompt, ids, parts)
 
 
 def _labelled_pieces(row: TrainingRow, fields: AnswerFields) -> list[tuple[str, Kind | None]]:
@@ -130,7 +152,7 @@ def _labelled_pieces(row: TrainingRow, fields: AnswerFields) -> list[tuple[str, 
     parts: dict[str, Kind] = {name: "rationale"}
     parts.update({one.name: "answer" for one in fields.fields if one.kind == "choice"})
     try:
-        pieces = answer_pieces(values, fields)
+        pieces = answer_pieces(values, fields, known_only=row.rationale is None)
     except KeyError as error:
         raise ValueError(f"{example.id}: a row needs a value of {error.args[0]}") from error
     if row.rationale is None and not any(label in parts and label not in masked for _, label in pieces):
@@ -149,10 +171,10 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The micro-batches of one optimiser step, and the number of target tokens of each kind in all of them."""
+    """The micro-batches of one optimiser step, and the weighted number of target tokens of each kind in all of them."""
 
     micro_batches: tuple[MicroBatch, ...]
-    tokens: dict[Kind, int]
+    tokens: dict[Kind, float]
 
 
 def plan_batches(texts: Sequence[TrainingText], *, batch_size: int, micro_batch_size: int, seed: int) -> list[Batch]:
@@ -171,12 +193,12 @@ def plan_batches(texts: Sequence[TrainingText], *, batch_size: int, micro_batch_
     batches, number = [], 0
     for position in range(count):
         micro_batches = []
-        tokens: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+        tokens: dict[Kind, float] = dict.fromkeys(KINDS, 0)
         for kind in TEXT_KINDS:
             # Rationales are assigned in reverse order, so that with few texts of both kinds no step is left empty.
             share = shares[kind][count - 1 - position if kind == "rationale" else position]
             for part in KINDS:
-                tokens[part] += sum(texts[index].n_tokens(part) for index in share)
+                tokens[part] += sum(texts[index].weight * texts[index].n_tokens(part) for index in share)
             share = sorted(share, key=lambda index: (_length(texts[index]), index))
             for start in range(0, len(share), micro_batch_size):
                 micro_batches.append(MicroBatch(number, kind, tuple(share[start : start + micro_batch_size])))
@@ -202,13 +224,22 @@ class PreparedBatch:
     """The inputs of a micro-batch. `labels` are (batch, n_targets), for the last `n_targets` positions.
 
     `by_part` has the labels of each part of the loss, IGNORED where a token belongs to another part or to none.
+    `weights` are those of the texts, (batch,), None if all count alike.
     """
 
     inputs: Inputs
     labels: torch.Tensor
     by_part: dict[Kind, torch.Tensor]
     n_targets: int
+    weights: torch.Tensor | None
     features: list[Any] | None = None
+
+    def learnt_labels(self) -> torch.Tensor:
+        """The labels of the tokens that belong to any part of the loss, (batch, n_targets)."""
+        found = torch.full_like(self.labels, IGNORED)
+        for labels in self.by_part.values():
+            found = torch.where(labels == IGNORED, found, labels)
+        return found
 
 
 class BatchInputs:
@@ -229,6 +260,7 @@ class BatchInputs:
                 cached.labels.to(self._vlm.device),
                 to_device(cached.by_part, self._vlm.device),
                 cached.n_targets,
+                to_device(cached.weights, self._vlm.device),
                 to_device(cached.features, self._vlm.device),
             )
         texts = [self._texts[index] for index in micro_batch.members]
@@ -237,7 +269,9 @@ class BatchInputs:
         inputs, labels = append_continuations(self._vlm, encoded, continuations)
         n_targets = max(map(len, continuations))
         labels = labels[:, -n_targets:]
-        return PreparedBatch(inputs, labels, _labels_by_part(texts, labels), n_targets)
+        weights = [text.weight for text in texts]
+        counted = torch.tensor(weights, device=labels.device) if any(one != 1 for one in weights) else None
+        return PreparedBatch(inputs, labels, _labels_by_part(texts, labels), n_targets, counted)
 
     def store(self, micro_batch: MicroBatch, prepared: PreparedBatch) -> None:
         """Caches `prepared` for later epochs if the budget allows it."""
@@ -253,6 +287,7 @@ class BatchInputs:
             prepared.labels.to(cpu),
             to_device(prepared.by_part, cpu),
             prepared.n_targets,
+            to_device(prepared.weights, cpu),
             to_device(prepared.features, cpu),
         )
 

@@ -17,10 +17,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from illume.tuning.accelerate_file import check_accelerate_file
 from illume.tuning.job import (
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_IN_USE,
+    EXIT_KILLED,
     EXIT_STOPPED,
     FolderInUseError,
     JobError,
@@ -51,25 +53,30 @@ def run_job(folder: Path, *, request: Request, rank: bool = False) -> dict[str, 
     """
     if not folder.is_dir():
         raise JobError(f"there is no folder {folder}")
-    with nullcontext() if rank else _locked(folder):
+    with nullcontext() if rank else locked(folder):
         job = TuningJob.from_json(read_json(folder / "job.json"))
         if not (folder / "result.json").exists():
             if not rank:
                 (folder / "error.json").unlink(missing_ok=True)
-            if rank or job.processes == 1:
+            if rank or (job.processes == 1 and job.accelerate_config is None):
                 from illume.tuning.round import run_round  # imports torch, which takes seconds
 
                 return run_round(folder, job, request=request, launched=rank)
             from illume.tuning.distributed import launch
 
-            launch(folder, processes=job.processes, request=request)
+            if job.accelerate_config is not None:
+                check_accelerate_file(Path(job.accelerate_config), quantization=job.settings.quantization)
+            launch(folder, processes=job.processes, accelerate_config=job.accelerate_config, request=request)
         result: dict[str, Any] = {} if rank else read_json(folder / "result.json")
         return result
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of the folder. The operating system releases it if this process is killed."""
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of the folder. The operating system releases it if this process is killed.
+
+    Raises FolderInUseError if another process holds it for a minute.
+    """
     try:
         with FileLock(folder / ".lock", timeout=_LOCK_SECONDS, poll_interval=_POLL_SECONDS):
             yield
@@ -79,14 +86,18 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def running(
-    folder: Path, *, env: Mapping[str, str] | None = None, stop_seconds: float = _STOP_SECONDS
+    folder: Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    stop_seconds: float = _STOP_SECONDS,
+    module: str = "illume.tuning",
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Yields a child process that runs the job in `folder`; its output is appended to `process.log` there.
+    """Yields a child process that runs the job in `folder` by `module`; its output goes to `process.log` there.
 
     At the end of the block, even by an exception, the child is stopped; it has `stop_seconds` to store its state. It
     also stops when this process ends. It runs in its own session, so that Ctrl-C in a terminal reaches only the parent.
     """
-    command = [sys.executable, "-m", "illume.tuning", str(folder), "--parent", str(os.getpid())]
+    command = [sys.executable, "-m", module, str(folder), "--parent", str(os.getpid())]
     with (folder / LOG).open("ab") as log:
         child = subprocess.Popen(  # noqa: S603  (our own interpreter and module)
             command,
@@ -143,6 +154,8 @@ def _reason(folder: Path, code: int, printed: str) -> str:
         return str(read_json(folder / "error.json")["message"])
     if code == EXIT_IN_USE:
         return f"another process is tuning in {folder}"
+    if code == EXIT_KILLED:
+        return "one of the round's processes was killed, perhaps because memory ran out; the round can be resumed"
     if code == EXIT_STOPPED:
         return "the round was stopped; it can be resumed"
     return f"the round ended with exit code {code}: {printed[-500:] or 'it printed nothing'}"

@@ -1,4 +1,4 @@
-"""The adapter that a round trains: the layers that get LoRA, its initial weights, how it is stored."""
+"""The adapter that a round trains: its initial weights, how it is computed, how it is stored."""
 
 from __future__ import annotations
 
@@ -11,56 +11,31 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from illume.errors import VlmError
 from illume.files import replace_folder
+from illume.model.folder import split_revision
+from illume.model.language_layers import lora_targets
 from illume.model.loading import ADAPTER_RECORD, check_adapter
 from illume.model.merged_weights import is_plain_lora
 from illume.model.vlm import Vlm, bare_model, save_adapter, without_peft_warning
+from illume.phrases import _
 from illume.records import stable_seed
 from illume.settings import Init, TuningSettings
 from illume.tuning.job import write_json
-
-
-def language_model(model: nn.Module) -> tuple[str, nn.Module]:
-    """Name and module of the language model: in every family, the module that contains the text embeddings."""
-    embeddings = model.get_input_embeddings()  # type: ignore[operator]
-    for name, module in model.named_modules():
-        if any(child is embeddings for child in module.children()):
-            return name, module
-    raise VlmError("no module of the model contains its text embeddings: LoRA cannot be applied")
-
-
-def lora_targets(model: nn.Module) -> list[str]:
-    """Full names of all linear layers of the language model, without its output layer.
-
-    Layers of the vision tower are left out, even if it is a part of the language model.
-    """
-    prefix, module = language_model(model)
-    left_out = {id(model.get_output_embeddings())}  # type: ignore[operator]
-    find_encoder = getattr(model, "get_encoder", None)
-    tower = find_encoder(modality="image") if find_encoder is not None else None
-    if isinstance(tower, nn.Module) and tower is not model and tower is not module:
-        left_out |= {id(part) for part in tower.modules()}
-    names = [
-        f"{prefix}.{name}" if prefix else name
-        for name, part in module.named_modules()
-        if isinstance(part, nn.Linear | Conv1D) and id(part) not in left_out
-    ]
-    if not names:
-        raise VlmError("the language model has no linear layers for LoRA")
-    return names
 
 
 def begin_adapter(vlm: Vlm, *, init: Init, parent: str | None, settings: TuningSettings) -> None:
     """Adds a trainable adapter to the base model: a copy of the parent's with `continue`, else a new one.
 
     A new adapter does not change the model's outputs at first; its A matrices are sampled with the seed. Adapter
-    weights are float32 for any dtype of the base model. Raises VlmError if there is an adapter already.
+    weights are float32 for any dtype of the base model, also where its own are quantized: of what peft prepares such
+    models by (`prepare_model_for_kbit_training`), only the frozen weights are needed, since the input of a checkpointed
+    layer needs no gradient, and a copy of the embeddings in float32 would take the memory that few bits save. Raises
+    VlmError if there is an adapter already.
     """
     if isinstance(vlm.model, PeftModel):
-        raise VlmError("the model has an adapter already: adapters are never stacked")
+        raise VlmError(_("the model has an adapter already: adapters are never stacked"))
     if init == "continue" and parent is not None:
         check_adapter(vlm.base, parent, config=vlm.model.config)
         with without_peft_warning():
@@ -127,9 +102,12 @@ def store_adapter(vlm: Vlm, folder: Path) -> None:
 
 def _make_portable(folder: Path, base: str) -> None:
     name = Path(base).name if Path(base).is_dir() else base
+    found_as, commit = (name, None) if Path(base).is_dir() else split_revision(base)
     config_file, record_file = folder / "adapter_config.json", folder / ADAPTER_RECORD
     config: dict[str, Any] = json.loads(config_file.read_text())
-    config["base_model_name_or_path"] = name
+    config["base_model_name_or_path"] = found_as
+    if commit is not None:
+        config["revision"] = commit
     if isinstance(config.get("target_modules"), list):
         config["target_modules"] = sorted(config["target_modules"])
     write_json(config_file, config)

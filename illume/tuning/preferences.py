@@ -1,7 +1,9 @@
 """What a round learns from rationales that critics turned down, beside ILLUME's loss.
 
 Let l(y | v) be the mean log-likelihood of a token of the text y for the pictures v, in nats, and d(y | v) by how much
-it is above the parent's. Each pair of an accepted text a and a rejected text r of the same set adds
+it is above the parent's. Of a structured answer only the values of the fields in which a and r differ count, each after
+what stands before it, and of an r without a pair its rationale. Each pair of an accepted text a and a rejected text r
+of the same set adds
 
 * `pair`: -log sigmoid(beta (d(a | v) - d(r | v))), DPO by the mean of tokens (Rafailov et al. 2023, arXiv 2305.18290;
   its length-normalised form: Lambert et al. 2024, arXiv 2411.15124);
@@ -28,10 +30,11 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from illume.model.vlm import IGNORED, Vlm
+from illume.fields.definitions import AnswerFields
+from illume.model.vlm import IGNORED, ImageLike, Vlm
 from illume.records import Rejection, stable_seed
 from illume.settings import PreferenceSettings
-from illume.tuning.batches import MicroBatch, TrainingText, rationale_training_text
+from illume.tuning.batches import MicroBatch, TrainingText, compared_training_text, rationale_training_text
 
 Term = str
 TERMS: tuple[Term, ...] = ("pair", "picture", "anchor", "unpaired")
@@ -97,15 +100,16 @@ def plan_preferences(
     seed: int,
     first_text: int,
     first_number: int,
+    fields: AnswerFields | None = None,
 ) -> PreferencePlan:
     """Distributes the rejections evenly over the steps of an epoch; the same in every epoch, as `plan_batches`.
 
-    Texts are numbered from `first_text`, micro-batches from `first_number`.
+    Texts are numbered from `first_text`, micro-batches from `first_number`. `fields` are those of structured answers.
     """
     order = list(range(len(rejections)))
     random.Random(stable_seed(seed, "plan", "preference")).shuffle(order)
     plan = PreferencePlan([], [])
-    planner = _Planner(vlm, rejections, template, settings, plan, first_text, first_number)
+    planner = _Planner(vlm, rejections, template, settings, plan, first_text, first_number, fields)
     size = max(1, micro_batch_size // 3)
     for position in range(n_steps):
         share = sorted(order[position::n_steps], key=lambda index: (len(rejections[index].rationale), index))
@@ -122,12 +126,13 @@ class _Planner:
     plan: PreferencePlan
     first_text: int
     number: int
+    fields: AnswerFields | None
 
     def add(self, members: Sequence[int]) -> PreferenceBatch:
         rows = sorted((self.rejections[index] for index in members), key=lambda row: row.accepted is None)
         pairs = [row for row in rows if row.accepted is not None]
-        rejected = [self._text(row, row.rationale) for row in rows]
-        accepted = [self._text(row, str(row.accepted)) for row in pairs]
+        rejected = [self._text(row, row.rationale, row.values) for row in rows]
+        accepted = [self._text(row, str(row.accepted), row.accepted_values) for row in pairs]
         others = _others(pairs) if self.settings.picture_weight else {}
         displaced = [replace(accepted[index], images=images) for index, images in others.items()]
         blank = [_blank(text) for text in (*rejected[: len(pairs)], *accepted)]
@@ -139,14 +144,27 @@ class _Planner:
             tuple(others),
         )
 
-    def _text(self, row: Rejection, rationale: str) -> TrainingText:
-        return rationale_training_text(self.vlm, row.example, rationale, template=self.template)
+    def _text(self, row: Rejection, rationale: str, values: Mapping[str, str | None] | None) -> TrainingText:
+        if self.fields is None:
+            return rationale_training_text(self.vlm, row.example, rationale, template=self.template)
+        answer = {**(values or {}), self.fields.rationale.name: rationale}
+        names = differing_fields(row, self.fields)
+        return compared_training_text(self.vlm, row.example, answer, self.fields, names=names, template=self.template)
 
     def _micro_batch(self, texts: Sequence[TrainingText]) -> MicroBatch:
         start = self.first_text + len(self.plan.texts)
         self.plan.texts.extend(texts)
         self.number += 1
-        return MicroBatch(self.number - 1, "rationale", tuple(range(start, start + len(texts))))
+        return MicroBatch(self.number - 1, texts[0].kind, tuple(range(start, start + len(texts))))
+
+
+def differing_fields(row: Rejection, fields: AnswerFields) -> list[str]:
+    """The names of the fields in which the two answers of a pair differ; the rationale's without a pair."""
+    name = fields.rationale.name
+    if row.accepted is None:
+        return [name]
+    worse, better = {**(row.values or {}), name: row.rationale}, {**(row.accepted_values or {}), name: row.accepted}
+    return [one for one in fields.names if worse.get(one) != better.get(one)]
 
 
 def _others(pairs: Sequence[Rejection]) -> dict[int, tuple[str, ...]]:
@@ -164,25 +182,32 @@ def _others(pairs: Sequence[Rejection]) -> dict[int, tuple[str, ...]]:
 
 def _blank(text: TrainingText) -> TrainingText:
     """The text with grey pictures of the same sizes."""
-    return replace(text, images=tuple(_grey(image) if isinstance(image, str) else image for image in text.images))
+    return replace(text, images=blank_images(text.images))
 
 
-def _grey(path: str) -> Image.Image:
-    with Image.open(path) as opened:
-        return Image.new("RGB", opened.size, _GREY)
+def blank_images(images: Sequence[ImageLike]) -> tuple[ImageLike, ...]:
+    """Grey pictures of the same sizes as these."""
+    return tuple(Image.new("RGB", _size(image), _GREY) for image in images)
+
+
+def _size(image: ImageLike) -> tuple[int, int]:
+    if isinstance(image, Image.Image):
+        return image.size
+    with Image.open(image) as opened:
+        return opened.size
 
 
 # Log-likelihoods and loss
 
 
 def mean_logprobs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The mean log-likelihood of each row's target tokens, (batch,), in nats.
+    """The mean log-likelihood of each row's target tokens, (batch,), in nats; 0 for a row without any.
 
     `labels` are (batch, n), `logits` (batch, n + 1, vocabulary) as in `illume.tuning.trainer.continuation_loss`.
     """
     targets = labels != IGNORED
     losses = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), labels.masked_fill(~targets, 0), reduction="none")
-    return -(losses * targets).sum(1) / targets.sum(1)
+    return -(losses * targets).sum(1) / targets.sum(1).clamp(min=1)
 
 
 def preference_losses(

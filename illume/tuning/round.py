@@ -14,15 +14,19 @@ import torch
 
 from illume.evaluation.activation import METRIC_NAMES, compare, decide, primary_values
 from illume.evaluation.critics import loss_weight
-from illume.evaluation.evaluation import PARTS, Part, add_meteor, evaluate, mean, n_texts
+from illume.evaluation.evaluation import FIELD_PARTS, PARTS, Part, add_meteor, evaluate, mean, n_texts
 from illume.evaluation.meteor import Meteor, MeteorError
+from illume.evaluation.structured import evaluate_structured
 from illume.files import replace_folder
 from illume.model.encodable import Prompt, find_unreadable, texts_of
 from illume.model.vision_cache import EncodedPromptCache
 from illume.model.vlm import Vlm, load_vlm, set_adapter
+from illume.phrases import _, kept, stored_of
 from illume.records import Example, TrainingRow
-from illume.tuning.batches import BatchInputs, TrainingText, plan_batches, training_texts
-from illume.tuning.distributed import Ranks, SingleProcess, join_ranks
+from illume.settings import machine_settings
+from illume.tuning.accelerate_file import read_accelerate_file
+from illume.tuning.batches import BatchInputs, TrainingText, plan_batches, structured_texts, training_texts
+from illume.tuning.distributed import Ranks, SingleProcess, agree_with_first, join_ranks, shard
 from illume.tuning.job import (
     JobError,
     Request,
@@ -125,13 +129,14 @@ class Round:
 
     def __init__(self, folder: Path, job: TuningJob, *, request: Request, ranks: Ranks) -> None:
         self.folder, self.job, self.settings, self.request, self.ranks = folder, job, job.settings, request, ranks
-        self.rows = read_rows(folder, "train.jsonl")
-        self.val = read_examples(folder, "val.jsonl")
+        self.parts = PARTS if job.settings.answer_fields is None else FIELD_PARTS
+        self.rows = read_rows(folder, "train.jsonl", job.settings)
+        self.val = read_examples(folder, "val.jsonl", job.settings)
         self.heldout: list[TrainingRow] = (
-            read_rows(folder, "heldout.jsonl") if (folder / "heldout.jsonl").exists() else []
+            read_rows(folder, "heldout.jsonl", job.settings) if (folder / "heldout.jsonl").exists() else []
         )
         learns_both = job.settings.objective == "picks_and_rejections"
-        self.rejections = read_rejections(folder) if learns_both else []
+        self.rejections = read_rejections(folder, job.settings) if learns_both else []
         self.left_out: list[dict[str, Any]] = []
         self._count_rows()
         self.encoded = EncodedPromptCache(
@@ -144,8 +149,16 @@ class Round:
         self.n_vqa_only = len(self.rows) - self.n_rationale
         self.n_pairs = sum(row.accepted is not None for row in self.rejections)
         if self.n_rationale == 0:
-            reason = f" that the model can read ({self.left_out[0]['reason']})" if self.left_out else ""
-            raise JobError(f"train.jsonl contains no rationale{reason}: there is nothing to tune on")
+            if self.left_out:
+                reason = kept(self.left_out[0]["reason"], self.left_out[0].get("phrase"))
+                raise JobError(
+                    _(
+                        "train.jsonl contains no rationale that the model can read (%(reason)s): there is nothing to"
+                        " tune on",
+                        reason=reason,
+                    )
+                )
+            raise JobError(_("train.jsonl contains no rationale: there is nothing to tune on"))
         given = self.settings.rationale_weight
         self.weight = loss_weight(self.n_vqa_only, self.n_rationale) if given is None else given
         self.epoch_parts = self._epoch_parts()
@@ -186,17 +199,27 @@ class Round:
         for role, example, prompts in uses:
             reason = next((unreadable[one] for one in prompts if one in unreadable), None)
             if reason is not None:
-                entry = {"prompt": example.id, "role": role, "rows": 0, "reason": reason}
+                entry = {"prompt": example.id, "role": role, "rows": 0, "reason": reason, "phrase": stored_of(reason)}
                 found.setdefault((role, example.id), entry)["rows"] += 1
         return list(found.values())
 
     def _texts(self, example: Example, explained: bool = True) -> list[Prompt]:
+        explained = explained and self.settings.answer_fields is None
         return texts_of(example, template=self.settings.template, explained=explained)
+
+    def make_texts(self, vlm: Vlm) -> list[TrainingText]:
+        """The texts to train on."""
+        template, fields = self.settings.template, self.settings.answer_fields
+        if fields is None:
+            return training_texts(vlm, self.rows, template=template)
+        return structured_texts(vlm, self.rows, fields, template=template)
 
     def _epoch_parts(self) -> tuple[Part, ...]:
         """The parts of the evaluation that the primary metric needs."""
         if self.settings.primary_metric == "heldout":
             return ("heldout",)
+        if self.settings.answer_fields is not None:
+            return ("fields",)
         return ("gold",) if all(example.answer is not None for example in self.val) else ("answers", "gold")
 
     def check(self) -> None:
@@ -209,6 +232,11 @@ class Round:
         self.check()
         self.progress.touch()
 
+    def write(self, path: Path, data: Any) -> None:
+        """Writes a JSON file, in the first process only."""
+        if self.ranks.is_main_process:
+            write_json(path, data)
+
     def log(self, message: str) -> None:
         """Writes a message to the events of the round."""
         if self.ranks.is_main_process:
@@ -218,27 +246,28 @@ class Round:
         """Scores the model in `vlm`. Parts are stored in `evaluation/name` and not computed again."""
         store = self.folder / "evaluation" / name
         known: dict[str, Any] = {
-            part: read_json(store / f"{part}.json") for part in PARTS if (store / f"{part}.json").exists()
+            part: read_json(store / f"{part}.json") for part in self.parts if (store / f"{part}.json").exists()
         }
-        evaluation = self.settings.evaluation
+        evaluation, fields = self.settings.evaluation, self.settings.answer_fields
         self.progress.skip("evaluating", sum(n_texts(self.val, evaluation, parts=[p]) for p in parts if p in known))
 
         def tick(texts: int) -> None:
             self.check()
             self.progress.tick("evaluating", texts)
 
-        return evaluate(
-            vlm,
-            self.val,
-            evaluation,
-            heldout=self.heldout,
-            template=self.settings.template,
-            parts=parts,
-            known=known,
-            on_part=lambda part, scores: write_json(store / f"{part}.json", scores),
-            progress=tick,
-            prompt_cache=self.encoded,
-        )
+        options: dict[str, Any] = {
+            "heldout": self.heldout,
+            "template": self.settings.template,
+            "parts": parts,
+            "known": known,
+            "on_part": lambda part, scores: self.write(store / f"{part}.json", scores),
+            "progress": tick,
+            "prompt_cache": self.encoded,
+        }
+        if fields is None:
+            return evaluate(vlm, self.val, evaluation, **options)
+        longest = self.settings.max_fields_tokens
+        return evaluate_structured(vlm, self.val, fields, evaluation, max_new_tokens=longest, **options)
 
 
 def _role_of(row: TrainingRow) -> str:
@@ -253,14 +282,18 @@ def run_round(folder: Path, job: TuningJob, *, request: Request, launched: bool 
     writes to the folder and returns a result.
     """
     ranks, device = join_ranks(job.settings.device) if launched else (SingleProcess(), job.settings.device)
+    shared = read_accelerate_file(Path(job.accelerate_config)) if launched and job.accelerate_config else None
+    place = partial(shard, device=device, config=shared) if shared is not None and shared.shards else None
     run = Round(folder, job, request=request, ranks=ranks)
     run.progress.enter("preparing")
     if job.settings.threads > 0:
         torch.set_num_threads(job.settings.threads)
-    vlm = load_vlm(job.base, device=device, dtype=job.settings.dtype, allow_pickle=job.allow_pickle)
+    machine = machine_settings(job.settings) | {"device": device}
+    vlm = load_vlm(job.base, **machine, allow_pickle=job.allow_pickle, place=place)
+    vlm.agree = None if place is None else agree_with_first
     run.check()
     run.leave_out_unreadable(vlm)
-    texts = training_texts(vlm, run.rows, template=job.settings.template)
+    texts = run.make_texts(vlm)
     preferences = _prepare_preferences(run, vlm, texts) if run.rejections else None
     begin_adapter(vlm, init=job.init, parent=job.parent, settings=job.settings)
     run.log(f"{run.n_rationale} explanations, {run.n_vqa_only} answer-only examples, weight {run.weight:.3g}")
@@ -271,7 +304,12 @@ def run_round(folder: Path, job: TuningJob, *, request: Request, launched: bool 
     if run.ranks.is_main_process:
         _copy_best_adapter(folder, best)
     run.ranks.wait_for_everyone()
-    return _compare_with_parent(run, vlm, epochs, best) if run.ranks.is_main_process else {}
+    return _compare_with_parent(run, vlm, epochs, best) if _takes_part(run, vlm) else {}
+
+
+def _takes_part(run: Round, vlm: Vlm) -> bool:
+    """Whether this process scores: the first one, and all if weights are sharded, of which only the first writes."""
+    return run.ranks.is_main_process or vlm.agree is not None
 
 
 def _prepare_preferences(run: Round, vlm: Vlm, texts: Sequence[TrainingText]) -> Preferences:
@@ -290,12 +328,13 @@ def _prepare_preferences(run: Round, vlm: Vlm, texts: Sequence[TrainingText]) ->
         seed=settings.seed,
         first_text=len(texts),
         first_number=sum(len(batch.micro_batches) for batch in batches),
+        fields=settings.answer_fields,
     )
     known = run.folder / "references.json"
-    if not known.exists() and run.ranks.is_main_process:
+    if not known.exists() and _takes_part(run, vlm):
         inputs = BatchInputs(vlm, [*texts, *plan.texts], cache_mb=0)
         set_adapter(vlm, run.job.parent)
-        write_json(known, compute_references(plan, partial(micro_batch_logprobs, vlm, inputs), run.check_alive))
+        run.write(known, compute_references(plan, partial(micro_batch_logprobs, vlm, inputs), run.check_alive))
         set_adapter(vlm, None)
     run.ranks.wait_for_everyone()
     values = [torch.tensor(one) for one in read_json(known)]
@@ -333,7 +372,8 @@ def _train(run: Round, vlm: Vlm, texts: list[TrainingText], preferences: Prefere
         if epoch >= training.position.epoch:
             run.progress.enter("training", epoch=epoch)
             training.run_epoch()
-        if run.ranks.is_main_process:
+        run.ranks.wait_for_everyone()  # the checkpoint is written
+        if _takes_part(run, vlm):
             epochs.append(_score_epoch(run, vlm, training, epoch))
         run.ranks.wait_for_everyone()
     return epochs
@@ -342,7 +382,7 @@ def _train(run: Round, vlm: Vlm, texts: list[TrainingText], preferences: Prefere
 def _plan_progress(run: Round, n_training: int, steps_total: int) -> None:
     settings, versions = run.settings, 1 if run.job.parent_scores is not None else 2
     evaluation = settings.epochs * n_texts(run.val, settings.evaluation, parts=run.epoch_parts)
-    evaluation += versions * n_texts(run.val, settings.evaluation)
+    evaluation += versions * n_texts(run.val, settings.evaluation, parts=run.parts)
     run.progress = Progress(
         run.folder,
         training=n_training * settings.epochs,
@@ -360,13 +400,16 @@ def _score_epoch(run: Round, vlm: Vlm, training: Training, epoch: int) -> dict[s
     if not (store / "score.json").exists():
         run.progress.enter("evaluating", epoch=epoch)
         if training.position.epoch != epoch + 1:
-            raise JobError(f"epoch {epoch} was never scored, and training has continued")
+            raise JobError(_("epoch %(epoch)s was never scored, and training has continued", epoch=epoch))
         vlm.model.eval()
         scores = run.score(vlm, f"epoch-{epoch}", run.epoch_parts)
         value = mean(primary_values(scores, run.settings.primary_metric))
-        write_json(store / "score.json", {"metric": run.settings.primary_metric, "score": value})
-        line = {"kind": "epoch", "epoch": epoch, **losses, "metric": run.settings.primary_metric, "score": value}
-        append_jsonl(run.folder / "events.jsonl", {**line, "at": now()})
+        score = {"metric": run.settings.primary_metric, "score": value}
+        run.write(store / "score.json", score)
+        if run.ranks.is_main_process:
+            line = {"kind": "epoch", "epoch": epoch, **losses, **score}
+            append_jsonl(run.folder / "events.jsonl", {**line, "at": now()})
+        return {"epoch": epoch, **losses, **score}
     return {"epoch": epoch, **losses, **read_json(store / "score.json")}
 
 
@@ -388,11 +431,13 @@ def _compare_with_parent(run: Round, vlm: Vlm, epochs: Sequence[Mapping[str, Any
     job, settings = run.job, run.settings
     run.progress.enter("evaluating", epoch=best)
     set_adapter(vlm, str(run.folder / "adapter"))
-    new = run.score(vlm, f"epoch-{best}", PARTS)
+    new = run.score(vlm, f"epoch-{best}", run.parts)
     parent = job.parent_scores
     if parent is None or _is_not_comparable(new, parent, settings.primary_metric):
         set_adapter(vlm, job.parent)
-        parent = run.score(vlm, "parent", PARTS)
+        parent = run.score(vlm, "parent", run.parts)
+    if not run.ranks.is_main_process:
+        return {}
     new, parent = _with_meteor(run, new, parent)
     decision = decide(
         compare(new, parent, metric=settings.primary_metric),
@@ -410,6 +455,7 @@ def _compare_with_parent(run: Round, vlm: Vlm, epochs: Sequence[Mapping[str, Any
         "metric_name": METRIC_NAMES[settings.primary_metric],
         "epochs": list(epochs),
         "left_out": run.left_out,
+        "reason_phrase": stored_of(decision.reason),
         "evaluation": {"new": new, "parent": parent},
         "decision": {
             "activate": decision.activate,

@@ -6,12 +6,12 @@ import inspect
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.nn import functional as F
@@ -48,6 +48,7 @@ from illume.tuning.preferences import (
 )
 
 LOSSES = ("loss", "answer_loss", "rationale_loss")
+Shared = TypeVar("Shared")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Preferences:
 def forward_logits(vlm: Vlm, prepared: PreparedBatch) -> torch.Tensor:
     """The logits of a prepared micro-batch from one position before its first label, (batch, n + 1, vocabulary)."""
     inputs = prepared.inputs | {"use_cache": False}
-    if "logits_to_keep" in _forward_parameters(bare_model(vlm)):
+    if keeps_last_logits(bare_model(vlm)):
         inputs["logits_to_keep"] = prepared.n_targets + 1
     with _autocast(vlm), cached_image_features(vlm, prepared):
         logits: torch.Tensor = vlm.model(**inputs).logits
@@ -69,9 +70,9 @@ def forward_logits(vlm: Vlm, prepared: PreparedBatch) -> torch.Tensor:
 
 
 def micro_batch_logprobs(vlm: Vlm, inputs: BatchInputs, micro_batch: MicroBatch) -> torch.Tensor:
-    """The mean log-likelihoods of the members' continuations, (members,), in nats a token."""
+    """The mean log-likelihoods of the tokens that count in the members' continuations, (members,), in nats a token."""
     prepared = inputs.prepare(micro_batch)
-    values = mean_logprobs(forward_logits(vlm, prepared), prepared.labels)
+    values = mean_logprobs(forward_logits(vlm, prepared), prepared.learnt_labels())
     inputs.store(micro_batch, prepared)
     return values
 
@@ -82,21 +83,25 @@ def _autocast(vlm: Vlm) -> AbstractContextManager[Any]:
     return torch.autocast(vlm.device.type, dtype=vlm.dtype)
 
 
-def continuation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The sum of the cross-entropies of the target tokens, a scalar.
+def continuation_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """The sum of the cross-entropies of the target tokens, a scalar. With `weights`, (batch,), rows count by theirs.
 
     `labels` are (batch, n). `logits` are (batch, n + 1, vocabulary) and begin one position before the first label,
     because the logits at a position predict the next token. Labels that are IGNORED do not count.
     """
     flat = logits[:, :-1].float().flatten(0, 1)
-    return F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    if weights is None:
+        return F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    each = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="none").view_as(labels)
+    return (each.sum(dim=1) * weights).sum()
 
 
-def batch_loss(sums: dict[Kind, torch.Tensor], tokens: dict[Kind, int], weight: float) -> torch.Tensor | None:
+def batch_loss(sums: dict[Kind, torch.Tensor], tokens: dict[Kind, float], weight: float) -> torch.Tensor | None:
     """ILLUME's loss CE(answer) + w CE(rationale). Each term is a mean over the tokens of its kind, 0 without tokens.
 
     `sums` are the summed cross-entropies of a batch or of a part of it. `tokens` are always counted over the whole
-    batch, so that the losses of its parts add up to its loss. None if there are no target tokens.
+    batch, so that the losses of its parts add up to its loss. Both count a text by its weight. None if there are no
+    target tokens.
     """
     parts = [
         sums[kind] / tokens[kind] * (weight if kind == "rationale" else 1.0)
@@ -165,7 +170,7 @@ class Training:
     def _forward(self, prepared: PreparedBatch) -> dict[Kind, torch.Tensor]:
         """The summed cross-entropies of each part of the loss."""
         logits = forward_logits(self.vlm, prepared)
-        return {kind: continuation_loss(logits, labels) for kind, labels in prepared.by_part.items()}
+        return {kind: continuation_loss(logits, labels, prepared.weights) for kind, labels in prepared.by_part.items()}
 
     def _logprobs(self, micro_batch: MicroBatch) -> torch.Tensor:
         """The mean log-likelihoods of the members' continuations, (members,)."""
@@ -176,18 +181,41 @@ class Training:
         if self.ranks.num_processes == 1 and self.stop_requested():
             raise Stopped
 
+    def _shares(self, items: Sequence[Shared]) -> Iterator[tuple[Shared, bool, Sequence[Shared]]]:
+        """The `items` of this process, whether they count, and those that all processes have at the same time.
+
+        Where weights are sharded, every process takes part in every forward pass. One that has nothing left repeats an
+        item, which does not count.
+        """
+        n = self.ranks.num_processes
+        for start in range(0, len(items), n):
+            together, own = items[start : start + n], self.ranks.process_index
+            if own < len(together):
+                yield together[own], True, together
+            elif self.vlm.agree is not None:
+                yield together[0], False, together
+
+    def _back_propagate(self, loss: torch.Tensor | None, anything: torch.Tensor, *, counts: bool) -> None:
+        """Accumulates the gradients of `loss`, if it is there and `counts`.
+
+        Else, where weights are sharded, goes through the layers for nothing, as the other processes wait for this one.
+        """
+        if loss is not None and counts:
+            torch.autograd.backward(loss)
+        elif self.vlm.agree is not None:
+            torch.autograd.backward(0.0 * anything)
+
     def _gradients(self, batch: Batch) -> dict[Kind, float]:
         """Accumulates the gradients of `batch`; returns the summed cross-entropies by kind, over all ranks."""
         sums: dict[Kind, torch.Tensor] = {}
-        for micro_batch in batch.micro_batches[self.ranks.process_index :: self.ranks.num_processes]:
+        for micro_batch, counts, _together in self._shares(batch.micro_batches):
             self._check_stop()
             prepared = self.inputs.prepare(micro_batch)
             totals = self._forward(prepared)
             self.inputs.store(micro_batch, prepared)
             loss = batch_loss(totals, batch.tokens, self.weight)
-            if loss is not None:
-                torch.autograd.backward(loss)
-            for kind, total in totals.items():
+            self._back_propagate(loss, torch.stack(list(totals.values())).sum(), counts=counts)
+            for kind, total in totals.items() if counts else ():
                 sums[kind] = sums.get(kind, torch.zeros((), device=total.device)) + total.detach()
         zero = torch.zeros((), device=self.vlm.device)
         reduced = {kind: self.ranks.reduce(sums.get(kind, zero), "sum") for kind in KINDS}
@@ -200,23 +228,25 @@ class Training:
 
         The loss is weighted like the one of rationales, so that it is balanced with the forgetting guard too.
         """
-        settings, counts = self.settings.preferences, count_terms(batches)
+        settings, terms = self.settings.preferences, count_terms(batches)
         sums = {name: torch.zeros((), device=self.vlm.device) for name in MEASURES}
-        for batch in batches[self.ranks.process_index :: self.ranks.num_processes]:
+        for batch, counts, together in self._shares(batches):
             self._check_stop()
             values = self._logprobs(batch.shown)
             parents = references[batch.shown.number].to(values.device)
-            loss = weigh_terms(preference_losses(values, parents, batch, beta=settings.beta), counts, settings)
-            if loss is not None:
-                torch.autograd.backward(self.weight * loss)
+            loss = weigh_terms(preference_losses(values, parents, batch, beta=settings.beta), terms, settings)
+            self._back_propagate(None if loss is None else self.weight * loss, values.sum(), counts=counts)
+            if loss is not None and counts:
                 sums["preference_loss"] += loss.detach()
-            for name, value in measure_pairs(values.detach(), batch).items():
+            for name, value in measure_pairs(values.detach(), batch).items() if counts else ():
                 sums[name] += value
-            if batch.blank is not None:
+            if batch.blank is not None and counts:
                 sums["blank_accuracy"] += measure_blank(self._score_silently(batch.blank))
+            elif self.vlm.agree is not None and any(one.blank is not None for one in together):
+                self._score_silently(batch.shown)  # as the others score theirs
         reduced = {name: float(self.ranks.reduce(value, "sum")) for name, value in sums.items()}
         return {
-            name: value if name == "preference_loss" else value / counts["pair"] if counts["pair"] else None
+            name: value if name == "preference_loss" else value / terms["pair"] if terms["pair"] else None
             for name, value in reduced.items()
         }
 
@@ -351,5 +381,6 @@ def _parameters_of(forward: Any) -> frozenset[str]:
     return frozenset(inspect.signature(forward).parameters)
 
 
-def _forward_parameters(model: Any) -> frozenset[str]:
-    return _parameters_of(type(model).forward)
+def keeps_last_logits(model: Any) -> bool:
+    """Whether the model can leave out the logits of all but the last positions."""
+    return "logits_to_keep" in _parameters_of(type(model).forward)

@@ -20,7 +20,13 @@ function showTakenBack(element, isTakenBack) {
 function restoreVerdict(element, fields) {
   const values = (name) => fields.filter(([one]) => one === name).map(([, value]) => value);
   for (const box of element.querySelectorAll('input[name="picks"]')) box.checked = values("picks").includes(box.value);
-  element.querySelector('[name="rationale"]').value = values("rationale").join("");
+  const corrected = JSON.parse(values("fields").join("") || "{}");
+  for (const one of element.querySelectorAll("fieldset[data-field]")) {
+    const value = corrected[one.dataset.field];
+    if (value) for (const box of one.querySelectorAll("input")) box.checked = box.value === value;
+  }
+  const rationale = element.querySelector('[name="rationale"]');
+  if (rationale) rationale.value = values("rationale").join("");
 }
 
 // Takes back the newest pending verdict and shows it as it was given. Whether there was one.
@@ -35,7 +41,7 @@ function takeBack() {
   restoreVerdict(card, item.fields);
   showTakenBack(card, true);
   showCard(card, { seconds: Number(item.fields.find(([name]) => name === "seconds")[1]) });
-  announce("Last verdict taken back before it was sent");
+  announce(gettext("Last verdict taken back before it was sent"));
   return true;
 }
 
@@ -62,22 +68,22 @@ async function goBackOne() {
     await flush();
     if (takeBack()) return;
     if (countPending()) {
-      hint("You cannot go back yet: another tab of yours is still saving verdicts.");
+      hint(gettext("You cannot go back yet: another tab of yours is still saving verdicts."));
       return;
     }
     const current = currentCard();
     const answer = await request(`/back?before=${current?.verdict ?? ""}`);
     const element = answer.ok ? parseHtml(answer.text).querySelector("#work") : null;
     if (!element) {
-      hint(messageIn(answer.text) || "You have no earlier verdict.");
+      hint(messageIn(answer.text) || gettext("You have no earlier verdict."));
       return;
     }
     // A verdict that was taken back may have reached the server before; then the answer is the same prompt.
     if (current && !current.verdict && current.assignment !== element.dataset.assignment) setAside();
     showCard(element);
-    announce("You are changing your earlier verdict");
+    announce(gettext("You are changing your earlier verdict"));
   } catch {
-    hint("You cannot go back now: the server could not be reached.");
+    hint(gettext("You cannot go back now: the server could not be reached."));
   }
 }
 
@@ -91,7 +97,7 @@ export function cancelChange() {
     putBack(item, current.element);
   }
   deleteDraft(current.element);
-  announce("Verdict unchanged");
+  announce(gettext("Verdict unchanged"));
   const { backTo } = current.element.dataset;
   if (backTo) window.location.assign(backTo);
   else showNext();
@@ -103,11 +109,11 @@ export async function keepReturned() {
   const { returned } = element.querySelector("[data-returned]").dataset;
   const answer = await request(`/returned/${returned}/keep`, []).catch(() => null);
   if (!answer?.ok) {
-    hint(messageIn(answer?.text ?? "") || "Not saved: the server could not be reached. Please try again.");
+    hint(messageIn(answer?.text ?? "") || gettext("Not saved: the server could not be reached. Please try again."));
     return;
   }
   updateFigures(answer.text);
-  toast("Verdict kept. The reviewer can see that you took another look.", "good");
+  toast(gettext("Verdict kept. The reviewer can see that you took another look."), "good");
   deleteDraft(element);
   if (currentCard()?.verdict === verdict) showNext();
 }

@@ -16,7 +16,8 @@ export function prepareCard(element) {
     return zoomableOf.get(pane);
   });
   const isFolded = [...element.querySelectorAll(".folds")].some((text) => text.scrollHeight > text.clientHeight + 2);
-  element.querySelector('[data-do="unfold"]').hidden = !isFolded;
+  const unfold = element.querySelector('[data-do="unfold"]');
+  if (unfold) unfold.hidden = !isFolded; // it comes with the explanations
 }
 
 export function setPressed(action, isPressed) {
@@ -25,7 +26,7 @@ export function setPressed(action, isPressed) {
 
 export function unfoldTexts() {
   const card = stage.querySelector(".work");
-  if (!card || card.querySelector('[data-do="unfold"]').hidden) return;
+  if (!card || (card.querySelector('[data-do="unfold"]')?.hidden ?? true)) return;
   setPressed("unfold", card.classList.toggle("unfolded"));
 }
 

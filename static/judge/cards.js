@@ -72,10 +72,12 @@ export async function showCard(element, { quietly = false, seconds = 0 } = {}) {
   if (isCard) {
     restoreDraft(element);
     prepareCard(element);
+    judge.dispatchEvent(new CustomEvent("shown", { detail: { card: current } }));
   }
   if (!quietly) {
     element.querySelector("#question").focus({ preventScroll: true });
-    if (isCard && !element.dataset.verdict) announce(`Next prompt, ${checkboxes().length} explanations`);
+    if (isCard && "blind" in element.dataset) announce(gettext("Next prompt: rate the picture"));
+    else if (isCard && !element.dataset.verdict) announce(ngettext("Next prompt, %(num)s explanation", "Next prompt, %(num)s explanations", checkboxes().length));
   }
   if (!isCard) return;
   const rendering = renderImages(current);
@@ -128,7 +130,8 @@ export function canJudge() {
   if (!isCardSeen()) return false;
   if (current.isReady) return true;
   const isBlurred = judge.dataset.state === "blurred";
-  hint(isBlurred ? `The image is blurred. Press ${keyLabel("reveal")} to see it first.` : "The image is still loading. Please wait until you can see it.");
+  if (isBlurred) hint(gettext("The image is blurred. Press %(key)s to see it first.", { key: keyLabel("reveal") }));
+  else hint(gettext("The image is still loading. Please wait until you can see it."));
   return false;
 }
 
@@ -228,9 +231,9 @@ function makeWaitingNote() {
   const title = document.createElement("h1");
   title.id = "question";
   title.tabIndex = -1;
-  title.textContent = navigator.onLine ? "Looking for the next prompt…" : "No connection";
+  title.textContent = navigator.onLine ? gettext("Looking for the next prompt…") : gettext("No connection");
   const text = document.createElement("p");
-  text.textContent = "It will appear here automatically. Your verdicts are kept and will be sent.";
+  text.textContent = gettext("It will appear here automatically. Your verdicts are kept and will be sent.");
   element.append(title, text);
   return element;
 }

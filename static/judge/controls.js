@@ -8,6 +8,7 @@ import { openDay } from "./day.js";
 import { toggleDifferences } from "./differences.js";
 import { candidateRow, candidateTags, candidateText, checkboxes, checkedBoxes, saveDraft, setTags } from "./draft.js";
 import { editCandidate, focusRationale, forgetEditedFrom } from "./edit.js";
+import { askedSet, chooseValue, correctValues, endCorrecting, showRules, valueChanged } from "./fields.js";
 import { toggleInstructions } from "./instructions.js";
 import { actionFor, choiceNumber, keysAreEnabled, resetKeys } from "./keys.js";
 import { giveVerdict, submit, submitNoneFits, submitOnPick } from "./submit.js";
@@ -28,7 +29,7 @@ function togglePick(number) {
   if (!box) return;
   box.checked = !box.checked;
   saveDraft();
-  announce(`${number} ${box.checked ? "picked" : "unpicked"}`);
+  announce(box.checked ? gettext("%(number)s picked", { number }) : gettext("%(number)s unpicked", { number }));
   submitOnPick(box);
 }
 
@@ -40,14 +41,15 @@ function openReasons(kind) {
 }
 
 // Some actions concern one candidate: the focused one, else the one whose number or letter is pressed next.
-const QUESTIONS = { edit: "Edit which one?", lacks: "Which one has a problem?" };
+const QUESTIONS = { edit: gettext("Edit which one?"), lacks: gettext("Which one has a problem?") };
 
 function askForNumber(action) {
   waitingAction = action;
   const place = stage.querySelector("[data-prompting]");
   if (!place) return;
   place.dataset.before ??= place.textContent;
-  const question = `${QUESTIONS[action]} Press its number${checkboxes().length > 9 ? " or letter" : ""}.`;
+  const press = checkboxes().length > 9 ? gettext("Press its number or letter.") : gettext("Press its number.");
+  const question = `${QUESTIONS[action]} ${press}`;
   place.textContent = action ? question : place.dataset.before;
   judge.toggleAttribute("data-asking", Boolean(action));
   if (action) announce(question);
@@ -106,6 +108,8 @@ const actions = {
   write: focusRationale,
   differences: toggleDifferences,
   unfold: unfoldTexts,
+  correct: correctValues,
+  rules: showRules,
   reveal: revealImages,
   edit: startEdit,
   lacks: () => (focusedNumber() ? openCandidateDialog(focusedNumber()) : checkboxes().length && askForNumber("lacks")),
@@ -183,7 +187,9 @@ function onDialogKey(dialog, event, names) {
 function onPageKey(event, names) {
   const number = choiceNumber(names);
   if (names.includes("Escape") && waitingAction) askForNumber("");
+  else if (names.includes("Escape") && endCorrecting()) return true;
   else if (names.includes("Escape") && isChanging()) cancelChange();
+  else if (askedSet() && !waitingAction && number) chooseValue(number);
   else if (candidateRow(number)) {
     const action = waitingAction;
     if (action) askForNumber("");
@@ -203,7 +209,7 @@ function onKey(event) {
   const names = keyNames(event);
   if (!names.length) return;
   const dialog = document.querySelector("dialog[open]");
-  const isTyping = event.target.closest('textarea, select, input:not([type="checkbox"])');
+  const isTyping = event.target.closest('textarea, select, input:not([type="checkbox"], [type="radio"])');
   // A key that is held down moves the image, but never gives a second verdict, nor picks and puts back.
   if (event.repeat && event.target.closest("button, a, summary") && names.includes("Enter")) event.preventDefault();
   if (dialog) {
@@ -233,7 +239,10 @@ export function startControls() {
   }
   candidateDialog.addEventListener("change", saveTags);
   stage.addEventListener("input", saveDraft);
-  stage.addEventListener("change", (event) => event.target.name === "picks" && submitOnPick(event.target));
+  stage.addEventListener("change", (event) => {
+    if (event.target.name === "picks") submitOnPick(event.target);
+    else if (event.target.type === "radio") valueChanged(event.target);
+  });
   stage.addEventListener("click", ignoreEarlierClick, { capture: true });
   stage.addEventListener("submit", (event) => event.preventDefault());
 }

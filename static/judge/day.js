@@ -41,14 +41,14 @@ export async function reportCredit() {
 // Says which round has started and which version is active, by the figures before and now.
 export function reportRounds(before, now) {
   if (before.round !== now.round && now.round) {
-    toast(`${now.round} has started. It learns from the picks so far.`, "good");
+    toast(gettext("%(round)s has started. It learns from the picks so far.", { round: now.round }), "good");
   }
   if (before.version !== now.version && before.version) {
-    toast(`${now.version} is now active and writes the new explanations.`, "good");
+    toast(gettext("%(version)s is now active and writes the new explanations.", { version: now.version }), "good");
   }
   if (before.round && before.round !== now.round) reportCredit();
   if (Number(now.returned) > Number(before.returned)) {
-    toast("A reviewer asked you to take another look at a verdict. Open it with “Returned to you” at the top.", "warn");
+    toast(gettext("A reviewer asked you to take another look at a verdict. Open it with “Returned to you” at the top."), "warn");
   }
 }
 
@@ -64,7 +64,12 @@ function remindOfBreak() {
   const wanted = Number(minutesSelect.value) * 60 * 1000;
   if (!wanted || Date.now() - workingSince < wanted || Date.now() - lastActive > BREAK_LENGTH) return;
   workingSince = Date.now();
-  toast(`You have been judging for ${minutesSelect.value} minutes. Time for a short break? “Your day” lets you turn this reminder off.`, "note");
+  const text = ngettext(
+    "You have been judging for %(num)s minute. Time for a short break? “Your day” lets you turn this reminder off.",
+    "You have been judging for %(num)s minutes. Time for a short break? “Your day” lets you turn this reminder off.",
+    Number(minutesSelect.value),
+  );
+  toast(text, "note");
 }
 
 export function startDay() {

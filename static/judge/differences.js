@@ -27,8 +27,9 @@ export function toggleDifferences() {
     }
     markWords(text, text.textContent, new Set(isMarked ? nearest.changed : []));
   });
-  if (isOn && !markedRows) hint("No two explanations are similar enough to compare word by word.");
-  else announce(isOn ? `Differences highlighted in ${markedRows} explanations` : "Highlighting off");
+  if (isOn && !markedRows) hint(gettext("No two explanations are similar enough to compare word by word."));
+  else if (isOn) announce(ngettext("Differences highlighted in %(num)s explanation", "Differences highlighted in %(num)s explanations", markedRows));
+  else announce(gettext("Highlighting off"));
 }
 
 // The text most similar to the one at `index`; undefined where there is no other that can be compared.

@@ -31,13 +31,49 @@ export function candidateText(row) {
 }
 
 export function isUntouched() {
-  return !checkedBoxes().length && !rationaleField()?.value && !candidateRows().some((row) => candidateTags(row).length);
+  return !valueBoxes().some((box) => box.checked !== box.defaultChecked) && !checkedBoxes().length && !rationaleField()?.value && !candidateRows().some((row) => candidateTags(row).length);
+}
+
+// The values of a structured answer, by the names of its fields
+
+export function fieldSets() {
+  return [...stage.querySelectorAll("fieldset[data-field]")];
+}
+
+export function valuesIn(fieldSet) {
+  return [...fieldSet.querySelectorAll('input[type="radio"]')];
+}
+
+function valueBoxes() {
+  return fieldSets().flatMap(valuesIn);
+}
+
+export function chosenIn(fieldSet) {
+  return valuesIn(fieldSet).find((box) => box.checked);
+}
+
+export function fieldValues() {
+  const chosen = fieldSets().filter(chosenIn);
+  return Object.fromEntries(chosen.map((fieldSet) => [fieldSet.dataset.field, chosenIn(fieldSet).value]));
+}
+
+function setFieldValues(values) {
+  for (const fieldSet of fieldSets()) {
+    const value = values[fieldSet.dataset.field];
+    for (const box of valuesIn(fieldSet)) box.checked = value === undefined ? box.checked : box.value === value;
+  }
 }
 
 // What candidates lack
 
 export function candidateTags(row) {
   return JSON.parse(row.dataset.tags);
+}
+
+// A tag as the page shows it: the dialog of one candidate lists them all.
+function shownTag(tag) {
+  const boxes = [...document.querySelectorAll('#about-dialog input[name="tag"]')];
+  return boxes.find((box) => box.value === tag)?.dataset.shown ?? tag;
 }
 
 export function setTags(row, tags) {
@@ -47,7 +83,7 @@ export function setTags(row, tags) {
     ...tags.map((tag) => {
       const badge = document.createElement("span");
       badge.className = "badge warn";
-      badge.textContent = tag;
+      badge.textContent = shownTag(tag);
       return badge;
     }),
   );
@@ -61,15 +97,16 @@ export function editedFrom() {
 
 export function setEditedFrom(id) {
   const own = stage.querySelector(".own");
+  if (!own) return;
   own.dataset.editedFrom = id;
   const row = candidateRows().find((one) => one.dataset.candidate === id);
   own.querySelector(".edited").hidden = !row;
-  if (row) own.querySelector("[data-edited]").textContent = `edited from ${row.dataset.number}`;
+  if (row) own.querySelector("[data-edited]").textContent = gettext("edited from %(number)s", { number: row.dataset.number });
 }
 
 // Picks and rationale as they are sent. A candidate that was copied and left unchanged counts as picked.
 export function draftedVerdict() {
-  const rationale = rationaleField().value.trim();
+  const rationale = rationaleField()?.value.trim() ?? "";
   const from = rationale ? editedFrom() : "";
   const source = candidateRows().find((row) => row.dataset.candidate === from);
   const picks = checkedBoxes().map((box) => box.value);
@@ -100,7 +137,8 @@ export function saveDraft() {
   const others = Object.entries(readStored("drafts", {})).filter(([key]) => key !== draftKey(card));
   const draft = {
     picks: checkedBoxes().map((box) => box.value),
-    rationale: rationaleField().value,
+    fields: fieldValues(),
+    rationale: rationaleField()?.value ?? "",
     from: editedFrom(),
     tags: Object.fromEntries(candidateRows().map((row) => [row.dataset.candidate, candidateTags(row)])),
   };
@@ -109,12 +147,13 @@ export function saveDraft() {
 
 export function restoreDraft(card) {
   const draft = readStored("drafts", {})[draftKey(card)];
-  for (const row of candidateRows()) setTags(row, draft?.tags[row.dataset.candidate] ?? candidateTags(row));
+  for (const row of candidateRows()) setTags(row, draft?.tags?.[row.dataset.candidate] ?? candidateTags(row));
   if (draft) {
     for (const box of checkboxes()) box.checked = draft.picks.includes(box.value);
+    setFieldValues(draft.fields ?? {});
     const field = rationaleField();
     // What was typed before this script ran is newer than the draft.
-    if (field.value === field.defaultValue) field.value = draft.rationale;
+    if (field && field.value === field.defaultValue) field.value = draft.rationale;
   }
   const isKnown = !draft?.from || candidateRows().some((row) => row.dataset.candidate === draft.from);
   setEditedFrom(isKnown ? (draft?.from ?? editedFrom()) : "");

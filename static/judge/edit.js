@@ -16,7 +16,7 @@ export function editCandidate(number) {
   const source = candidateRows().find((one) => one.dataset.candidate === editedFrom());
   if (before && !(source && candidateText(source) === before)) {
     field.focus();
-    hint("You have already written something. Clear the field first, then edit an explanation.");
+    hint(gettext("You have already written something. Clear the field first, then edit an explanation."));
     return;
   }
   row.querySelector("input").checked = false;
@@ -24,7 +24,7 @@ export function editCandidate(number) {
   setEditedFrom(row.dataset.candidate);
   field.focus();
   field.setSelectionRange(field.value.length, field.value.length);
-  announce(`Editing explanation ${number}`);
+  announce(gettext("Editing explanation %(number)s", { number }));
   saveDraft();
 }
 

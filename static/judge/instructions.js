@@ -69,7 +69,7 @@ function rememberAsRead() {
 function reportChange() {
   updateButtons();
   if (!hasChanged()) return;
-  if (panel.hidden) toast("The instructions have changed. Please read them before you go on.", "warn");
+  if (panel.hidden) toast(gettext("The instructions have changed. Please read them before you go on."), "warn");
   else markAsRead();
 }
 

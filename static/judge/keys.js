@@ -61,7 +61,7 @@ function stopChanging() {
 }
 
 function describe(action) {
-  return dialog.querySelector(`[data-action="${action}"] .does`).textContent.split(/[,;:]/)[0];
+  return dialog.querySelector(`[data-action="${action}"]`).dataset.short;
 }
 
 function assignKey(event) {
@@ -69,16 +69,17 @@ function assignKey(event) {
   if (!name) return;
   const owner = actionFor(keyNames(event));
   if (RESERVED.test(name)) {
-    showMessage(`${displayName(name)} cannot be used: this page or your browser already uses it.`);
+    showMessage(gettext("%(key)s cannot be used: this page or your browser already uses it.", { key: displayName(name) }));
     return;
   }
   if (owner && owner !== changing) {
-    showMessage(`${displayName(keyOf[owner])} is already used to “${describe(owner)}”. Change that shortcut first.`);
+    const taken = { key: displayName(keyOf[owner]), action: describe(owner) };
+    showMessage(gettext("%(key)s is already used to “%(action)s”. Change that shortcut first.", taken));
     return;
   }
   keyOf[changing] = name;
   saveKeys();
-  announce(`New shortcut ${displayName(name)}: ${describe(changing)}`);
+  announce(gettext("New shortcut %(key)s: %(action)s", { key: displayName(name), action: describe(changing) }));
   stopChanging();
 }
 
@@ -106,7 +107,7 @@ export function resetKeys() {
   keyOf = { ...DEFAULTS };
   stopChanging();
   saveKeys();
-  announce("Shortcuts reset to defaults");
+  announce(gettext("Shortcuts reset to defaults"));
 }
 
 export function startKeys() {
@@ -125,7 +126,7 @@ export function startKeys() {
     const row = button.closest("[data-action]");
     row.classList.add("is-changing");
     changing = row.dataset.action;
-    showMessage(`Press the new key for “${describe(changing)}”, or Escape.`);
+    showMessage(gettext("Press the new key for “%(action)s”, or Escape.", { action: describe(changing) }));
   });
   dialog.addEventListener(
     "keydown",

@@ -6,6 +6,7 @@
 //
 //   controls                    what buttons and keys do
 //   submit                      giving a verdict
+//   fields                      rating the picture before explanations show, and correcting it
 //   back                        going back to an earlier verdict
 //   outbox                      sends verdicts to the server
 //   cards                       the current prompt and the next ones

@@ -150,10 +150,13 @@ function onSaved(item, text) {
 function onRefused(item, status, text) {
   cards.delete(item.key);
   const typed = item.fields.find(([name]) => name === "rationale")?.[1];
-  const words = typed ? ` You wrote: “${typed}”` : "";
-  // A conflict says itself which verdict counts.
-  const lead = status === 409 ? "" : "A verdict could not be saved. ";
-  toast(`${lead}${messageIn(text) || `The server answered ${status}.`}${words}`, "bad");
+  const sentences = [
+    // A conflict says itself which verdict counts.
+    status === 409 ? "" : gettext("A verdict could not be saved."),
+    messageIn(text) || gettext("The server answered %(status)s.", { status }),
+    typed ? gettext("You wrote: “%(text)s”", { text: typed }) : "",
+  ];
+  toast(sentences.filter(Boolean).join(" "), "bad");
 }
 
 function retryLater() {

@@ -1,8 +1,9 @@
 // Verdicts that the server has not confirmed yet. They are kept in the browser's storage under the person's id, oldest
 // first, so that they survive a lost connection, a restart of the server and a reload.
 
-const { user } = document.querySelector(".judge").dataset;
-export const PENDING_KEY = `illume.outbox.${user}`;
+import { storageKey } from "./storage.js";
+
+export const PENDING_KEY = storageKey("outbox");
 let memory = [];
 
 // Each item is {key, url, fields, about}: `about` is its assignment.

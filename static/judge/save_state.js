@@ -7,22 +7,27 @@ const signedOutDialog = document.getElementById("signed-out-dialog");
 
 // `state` is "saved", "saving", "waiting" (the server cannot be reached) or "signed-out".
 export function showSaveState(state, count) {
-  const verdicts = count === 1 ? "1 verdict" : `${count} verdicts`;
   const labels = {
-    saved: "Saved",
-    saving: "Saving…",
-    waiting: `Offline, ${count} waiting`,
-    "signed-out": count ? `Signed out, ${count} waiting` : "Signed out",
+    saved: gettext("Saved"),
+    saving: gettext("Saving…"),
+    waiting: ngettext("Offline, %(num)s waiting", "Offline, %(num)s waiting", count),
+    "signed-out": count ? ngettext("Signed out, %(num)s waiting", "Signed out, %(num)s waiting", count) : gettext("Signed out"),
   };
   const before = indicator.dataset.state;
   indicator.dataset.state = state;
   indicator.querySelector("[data-label]").textContent = labels[state];
   if (state === "waiting" && before !== "waiting") {
-    announce("No connection. Your verdicts are kept and will be sent once it is back.");
+    announce(gettext("No connection. Your verdicts are kept and will be sent once it is back."));
   }
-  if (state === "saved" && (before === "waiting" || before === "signed-out")) announce("All verdicts are saved.");
+  if (state === "saved" && (before === "waiting" || before === "signed-out")) announce(gettext("All verdicts are saved."));
   if (state === "signed-out") {
-    signedOutDialog.querySelector("[data-waiting]").textContent = count ? verdicts : "what you typed";
+    signedOutDialog.querySelector("[data-waiting]").textContent = count
+      ? ngettext(
+          "Nothing is lost. This browser has kept %(num)s verdict and will send everything once you sign in again.",
+          "Nothing is lost. This browser has kept %(num)s verdicts and will send everything once you sign in again.",
+          count,
+        )
+      : gettext("Nothing is lost. This browser has kept what you typed and will send everything once you sign in again.");
     if (before !== "signed-out" && !document.querySelector("dialog[open]")) signedOutDialog.showModal();
   }
 }

@@ -1,8 +1,8 @@
 // Requests to the server with the session's form token, and reading the HTML it answers with.
 
-const { slug } = document.querySelector(".judge").dataset;
+const { home, slug } = document.querySelector(".judge").dataset;
 const TIMEOUT = 20000;
-export const base = `/annotate/${slug}`;
+export const base = `${home}annotate/${slug}`;
 
 let token = document.getElementById("figures-now").dataset.csrf;
 

@@ -1,9 +1,10 @@
-// Values in the browser's local storage. Keys contain the person's id, so that two people never share a value.
+// Values in the browser's local storage. Keys contain the sub-path of the installation and the person's id, so that
+// neither two installations on one host nor two people share a value.
 
-const { user } = document.querySelector(".judge").dataset;
+const { home, user } = document.querySelector(".judge").dataset;
 
-function storageKey(name) {
-  return `illume.${name}.${user}`;
+export function storageKey(name) {
+  return `illume${home.slice(0, -1)}.${name}.${user}`;
 }
 
 export function readStored(name, fallback = null) {

@@ -136,9 +136,13 @@ export function makeZoomDialog(dialog, pane) {
     pane.replaceChildren(frame);
     zoomable = makeZoomable(frame, image);
     frame.addEventListener("dblclick", () => zoomable.zoomBy(zoomable.scale() > 1 ? 0 : 3));
-    const position = `${current + 1} of ${images.length}`;
-    dialog.querySelector("[data-which]").textContent = images.length > 1 ? `${position}: press a number or N` : "";
-    pane.setAttribute("aria-label", `Enlarged image${images.length > 1 ? `, ${position}` : ""}: plus and minus zoom, arrow keys move it, Escape closes`);
+    const place = { number: current + 1, all: images.length };
+    const isOneOfMany = images.length > 1;
+    dialog.querySelector("[data-which]").textContent = isOneOfMany ? gettext("%(number)s of %(all)s: press a number or N", place) : "";
+    const label = isOneOfMany
+      ? gettext("Enlarged image, %(number)s of %(all)s: plus and minus zoom, arrow keys move it, Escape closes", place)
+      : gettext("Enlarged image: plus and minus zoom, arrow keys move it, Escape closes");
+    pane.setAttribute("aria-label", label);
   }
 
   const keys = {

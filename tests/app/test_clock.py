@@ -13,6 +13,7 @@ OUR_CLOCK = {("datetime", "now"), ("datetime", "utcnow"), ("datetime", "today"),
 MEANT = {
     "app/cli/files/backup.py": "when a file was written, for who reads it",
     "app/http/rate_limits.py": "how long a window of the `limits` library lasts, which goes by this clock",
+    "app/services/integrations/server_pool.py": "how long a server asks to wait, where it names a time",
     "app/services/integrations/webhooks.py": "when a message was sent, which its receiver compares with their clock",
     "app/web/rendering.py": "how long ago, in words",
 }

@@ -8,7 +8,9 @@ import re
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import urljoin
 
+import httpx
 import pytest
 from sqlalchemy import func, select, text
 
@@ -75,7 +77,31 @@ def run(order: Order) -> Seen:
     return asyncio.run(replay(order, threading.Event(), go))
 
 
+ADDRESS = re.compile(r"""(?:href|src)="([^"]*/static/[^"]+)\"""")
+IMPORT = re.compile(r"""^import [^;]*?"(\.[^"]+)";""", re.MULTILINE)
+VERSION = re.compile(r"(/static/at-|[?]v=)[^/]+")
+
+
+def files_of(url: str, cookie: str) -> set[str]:
+    """The addresses of the static files that the judging page names, and of the modules they import."""
+    with httpx.Client(base_url=url, cookies={"illume_session": cookie}, timeout=60) as client:
+        waiting = set(ADDRESS.findall(client.get("/annotate/scenes").raise_for_status().text))
+        found: set[str] = set()
+        while waiting:
+            address = waiting.pop()
+            found.add(address)
+            if address.partition("?")[0].endswith(".js"):
+                script = client.get(address).raise_for_status().text
+                waiting |= {urljoin(address, name) for name in IMPORT.findall(script)} - found
+    return found
+
+
 class TestReplay:
+    def test_the_page_still_loads_what_was_recorded(self, site: Site, browsers: tuple[tuple[str, str], ...]) -> None:
+        recorded = {one.target for one in load_recording().load if one.kind == "static"}
+        today = {VERSION.sub(r"\1{version}", address) for address in files_of(site.url, browsers[0][0])}
+        assert not recorded - today, "record it again: python bench/judging.py --record"
+
     def test_browsers_judge_all_there_is_without_an_error(
         self, site: Site, browsers: tuple[tuple[str, str], ...]
     ) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from tests.chaos.installation import SLUG, Installation
+from tests.chaos.installation import SLUG, Reachable
 
 TRY_AGAIN = (429, 500, 502, 503, 504)
 PAUSE = 0.2
@@ -171,7 +171,7 @@ class Follower:
 class Crowd:
     """Critics and a follower of the feed, each in its own thread."""
 
-    def __init__(self, installation: Installation, tokens: list[str], *, seed: int, lease_seconds: float) -> None:
+    def __init__(self, installation: Reachable, tokens: list[str], *, seed: int, lease_seconds: float) -> None:
         self.ledger = Ledger()
         self.stopping = threading.Event()
         self.critics = [

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import psutil
@@ -65,6 +65,17 @@ class Size:
     round_every: int = 24
 
 
+class Reachable(Protocol):
+    """An installation, as far as critics and the checks after them need it."""
+
+    @property
+    def database_url(self) -> str:
+        """The address of its database."""
+
+    def api(self, token: str = "") -> httpx.Client:
+        """A client of its REST interface; without `token` the admin's."""
+
+
 @dataclass
 class Installation:
     """A running demo. `said` is its output."""
@@ -79,6 +90,11 @@ class Installation:
     def urls(self) -> dict[str, str]:
         """The addresses of its database and broker."""
         return dict(json.loads((self.folder / SERVICES_FILE).read_text()))
+
+    @property
+    def database_url(self) -> str:
+        """The address of its database."""
+        return self.urls["database_url"]
 
     def api(self, token: str = "") -> httpx.Client:
         """A client of its REST interface; without `token` the admin's."""
@@ -194,7 +210,7 @@ def remove_cluster(folder: Path) -> None:
         shutil.rmtree(link.resolve().parent, ignore_errors=True)
 
 
-def fill(installation: Installation, size: Size, *, critics: int) -> list[str]:
+def fill(installation: Reachable, size: Size, *, critics: int) -> list[str]:
     """Make the storm's project with sets to judge, prompts to sample, and critics. Returns the critics' tokens."""
     with installation.api() as api:
         settings = {**SETTINGS, "lease_minutes": size.lease_seconds / 60, "round_every": size.round_every}

@@ -22,7 +22,18 @@ from app.models import Project
 from app.services.candidates import pools
 from tests.chaos import checks
 from tests.chaos.critics import Crowd
-from tests.chaos.installation import SLUG, TARGETS, Installation, Size, expect, fill, insist, running, wait_for
+from tests.chaos.installation import (
+    SLUG,
+    TARGETS,
+    Installation,
+    Reachable,
+    Size,
+    expect,
+    fill,
+    insist,
+    running,
+    wait_for,
+)
 
 EMPTY = "empty redis"
 ACTIONS = (*TARGETS, EMPTY)
@@ -100,11 +111,9 @@ def blow(installation: Installation, action: str) -> str:
 
 
 @contextlib.contextmanager
-def database(installation: Installation) -> Iterator[Session]:
+def database(installation: Reachable) -> Iterator[Session]:
     """A session on the installation's database."""
-    engine = create_engine(
-        sqlalchemy_url(installation.urls["database_url"]), poolclass=NullPool, isolation_level="AUTOCOMMIT"
-    )
+    engine = create_engine(sqlalchemy_url(installation.database_url), poolclass=NullPool, isolation_level="AUTOCOMMIT")
     try:
         with Session(engine) as session:
             yield session
@@ -161,7 +170,7 @@ def calm_down(installation: Installation, weather: Weather, outcome: Outcome) ->
     wait_for(lambda: not rounds_of(installation, *GOING_ON), "no round goes on")
 
 
-def rounds_of(installation: Installation, *states: str) -> list[dict[str, Any]]:
+def rounds_of(installation: Reachable, *states: str) -> list[dict[str, Any]]:
     """The rounds in these states, or all, the oldest first. While the server is unavailable, one is assumed to run."""
     with contextlib.suppress(httpx.HTTPError), installation.api() as api:
         answer = api.get(f"/projects/{SLUG}/rounds")
@@ -170,7 +179,7 @@ def rounds_of(installation: Installation, *states: str) -> list[dict[str, Any]]:
     return [{}] if "queued" in states else []
 
 
-def settle(installation: Installation, crowd: Crowd, weather: Weather, outcome: Outcome) -> None:
+def settle(installation: Reachable, crowd: Crowd, weather: Weather, outcome: Outcome) -> None:
     """Wait for the last leases to lapse, check the database, and rerun the rounds without kills."""
     with database(installation) as session:
         held = text("SELECT count(*) FROM assignments WHERE state = 'open'")

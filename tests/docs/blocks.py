@@ -14,7 +14,7 @@ from pathlib import Path
 from app.settings import ROOT
 
 RUN = ("sh", "python", "r")
-SHOWN = ("text", "json", "nginx")
+SHOWN = ("text", "json", "nginx", "toml", "yaml", "jinja")
 """Languages of blocks that nobody runs: output, answers, drawings, settings of other programs."""
 
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")} - {ROOT / "CHANGELOG.md"})

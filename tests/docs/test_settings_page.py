@@ -36,7 +36,8 @@ class TestSettings:
         assert found == {name: as_written(value) for name, value in defaults.items() if name not in computed}
 
     def test_no_page_names_a_variable_that_is_none(self) -> None:
-        others = {"CHROMIUM", "PYTHON", "COMPLETE", "URL", "TOKEN"}  # of tests and set-up, of click, and of the client
+        # Of tests and set-up, of click, and of the client:
+        others = {"CHROMIUM", "TLS_POSTGRES", "PYTHON", "COMPLETE", "URL", "TOKEN"}
         for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
             named = set(re.findall(r"\bILLUME_([A-Z]\w*)", page.read_text())) - others
             assert {name.lower() for name in named} <= set(Settings.model_fields), page

@@ -64,6 +64,7 @@ class Site:
             host="127.0.0.1",
             port=self.port,
             ws="none",
+            log_config=None,  # as in tests/serving.py
             log_level="error",
             timeout_graceful_shutdown=2,
         )

@@ -1,8 +1,9 @@
 """The pictures in docs/screens, from a made-up history of three rounds.
 
-    python -m tests.e2e.screens [--all FOLDER]
+    python -m tests.e2e.screens [--all FOLDER [--language CODE]]
 
-Takes those that the documentation shows; with `--all` those of every page instead, to look at, in a folder elsewhere.
+Takes those that the documentation shows; with `--all` those of every page instead, to look at, in a folder elsewhere,
+and in any of the languages.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from typing import Literal
 
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, update
 from sqlalchemy.orm import sessionmaker
 
 from app.db import migrations
 from app.db.engine import sqlalchemy_url
-from app.models import Project
+from app.languages import languages
+from app.models import Project, User
 from app.processes.connect import forget_settings
 from app.processes.embedded import Embedded
 from app.services.quality import set_agreements
@@ -140,7 +142,10 @@ def main() -> None:
     """Take the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", type=Path, metavar="FOLDER", help="take the pictures of every page, into FOLDER")
+    parser.add_argument("--language", default="", choices=tuple(languages()), help="of the pages, such as ar")
     options = parser.parse_args()
+    if options.language and not options.all:
+        parser.error("docs/screens is in English: name a folder with --all")
     album = Album(options.all) if options.all else Album(SCREENS, shown_names())
     with tempfile.TemporaryDirectory(prefix="illume-screens-") as folder:
         Path(folder).chmod(0o711)  # as root PostgreSQL runs as another account and has to pass
@@ -155,19 +160,20 @@ def main() -> None:
             )
             forget_settings()
             migrations.upgrade(services.database_url)
-            photograph(services.database_url, album)
+            photograph(services.database_url, album, options.language)
         finally:
             forget_settings()
             services.stop()
 
 
-def photograph(database_url: str, album: Album) -> None:
-    """Fill the database, serve it, and take the pictures."""
+def photograph(database_url: str, album: Album, language: str) -> None:
+    """Fill the database, serve it, and take the pictures for people who chose this language."""
     sessions = sessionmaker(create_engine(sqlalchemy_url(database_url)), expire_on_commit=False)
     with sessions.begin() as session:
         made = world.build(session, prompts=24, rich=True)
         fortnight.add_fortnight(session, made)
         session.get_one(Project, made.project_id).checklist_dismissed = True
+        session.execute(update(User).values(language=language))
     with sessions.begin() as session:
         set_agreements.follow_feed(session)
     port = free_port()
@@ -216,7 +222,7 @@ def sign_in(context: BrowserContext, site: Site, email: str) -> None:
     page.get_by_label("Email").fill(email)
     page.get_by_label("Password").fill(world.PASSWORD)
     page.get_by_role("button", name="Sign in").click()
-    expect(page.get_by_label(f"Account {email}")).to_be_visible()
+    expect(page.locator(".account-menu")).to_be_visible()
     page.close()
 
 
@@ -229,7 +235,7 @@ def take(context: BrowserContext, site: Site, album: Album, shot: Shot) -> None:
         page.set_viewport_size({"width": size[0], "height": size[1]})
         page.emulate_media(color_scheme=scheme)
         page.goto(site.url + shot.path)
-        instructions = page.get_by_role("button", name="Close the instructions")
+        instructions = page.locator("#instructions [data-do=instructions]")
         if instructions.is_visible():  # they open on the first visit
             instructions.click()
         if page.locator(".candidate").count():

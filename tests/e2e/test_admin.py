@@ -154,6 +154,7 @@ class TestSettings:
             settings = settings_of(session, session.get_one(Project, history.project_id))
             assert (settings.epochs, before) == (9, str(settings.lora_rank))
 
+    @any_size
     def test_the_template_is_previewed_as_it_is_typed(self, admin: Visit) -> None:
         page = admin.open("/admin/projects/scenes/settings")
         page.get_by_label("Prompt template").fill("{question} Because {answer}: <b>")
@@ -234,6 +235,7 @@ class TestPrompts:
         expect(page.get_by_role("img", name="Image 1 of 1")).to_be_visible()
         expect(page.get_by_role("table")).to_contain_text("Picked by")
 
+    @any_size
     def test_retire_and_bring_back(self, admin: Visit, history: world.World) -> None:
         page = admin.open(f"/admin/projects/scenes/prompts/{history.prompt_ids[0]}")
         page.get_by_role("button", name="Archive").click()

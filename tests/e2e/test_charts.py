@@ -154,12 +154,14 @@ class TestDrawing:
         assert figure.locator("circle title").all_inner_texts() != []
         assert figure.locator("circle.lit title").text_content() == "score, v1: 0.42 (0.38 to 0.47)"
 
+    @any_size
     def test_one_point_of_a_line_without_dots_is_seen(self, visit: Visit) -> None:
         figure = show(visit, chart_of(Line("loss", (Sample(1, 2.0),), dots=False)))
         expect(figure.locator("circle")).to_have_count(1)
         found = figure.evaluate(MEASURES)
         assert found["dots"][0]["x"] == pytest.approx(found["width"] / 2, abs=40)
 
+    @any_size
     def test_lines_without_dots_and_gaps(self, visit: Visit) -> None:
         train = Line("train", tuple(Sample(x, 2 + math.sin(x)) for x in range(60)), dots=False)
         val = Line("val", (Sample(10, 1.0), Sample(50, 1.5)))
@@ -195,6 +197,7 @@ class TestDrawing:
         # Text keeps its size: the chart is drawn for the width, not scaled down.
         assert after["labels"][0]["height"] == pytest.approx(before["labels"][0]["height"], abs=0.5)
 
+    @any_size
     def test_names_are_text(self, visit: Visit) -> None:
         figure = show(visit, chart_of(Line("<img src=x onerror=alert(1)>", (Sample(0, 1), Sample(1, 2)))))
         expect(figure.locator("img")).to_have_count(0)
@@ -202,6 +205,7 @@ class TestDrawing:
         assert title is not None
         assert "onerror" in title
 
+    @any_size
     def test_in_any_theme_and_on_paper(self, visit: Visit) -> None:
         figure = show(visit, chart_of(SCORES))
         colour = "one => getComputedStyle(one).stroke"

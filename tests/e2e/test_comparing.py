@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 
 from app.models import Comparison, ComparisonState, Preference
 from tests.e2e import world
-from tests.e2e.conftest import PHONE, Site, Visit, Visitor
+from tests.e2e.conftest import Site, Visit, Visitor, any_size
 from tests.e2e.test_judging import seen
 
 pytestmark = pytest.mark.browser
@@ -37,7 +37,7 @@ def test_from_the_lineage_to_what_each_wrote(admin: Visit) -> None:
     expect(pairs).to_have_count(count)
 
 
-@pytest.mark.parametrize("size", [(1280, 800), PHONE], ids=["desk", "phone"])
+@any_size
 def test_a_critic_compares_by_keys(visitor: Visitor, history: world.World, site: Site, size: tuple[int, int]) -> None:
     visit = visitor(size)
     page = visit.sign_in("dan@example.org", to="/annotate/scenes/compare")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import pytest
 from mkdocs.commands.build import build
@@ -12,8 +12,8 @@ from playwright.sync_api import expect
 from app.settings import ROOT
 from app.web import guide
 from tests.e2e import world
-from tests.e2e.conftest import PHONE, Visitor
-from tests.e2e.test_pages import faults, looks
+from tests.e2e.conftest import PHONE, Visitor, own_sizes
+from tests.e2e.test_pages import Looks, any_looks, faults
 
 pytestmark = pytest.mark.browser
 
@@ -21,17 +21,36 @@ PAGES = ("", "data/exports/", "glossary/", "reference/", "decisions/0003-the-gat
 """The start, one with code and tables, a long list, the one that is made of docstrings, a short one."""
 
 
-@pytest.fixture(autouse=True)
-def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The guide of these sources, in place of one that is built already."""
-    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "help")))
-    monkeypatch.setattr(guide, "FOLDER", tmp_path / "help")
+    folder = tmp_path_factory.mktemp("guide") / "help"
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guide, "FOLDER", folder)
+        yield
 
 
-def test_pages_are_accessible_and_fit_the_screen(built: None, visitor: Visitor) -> None:
+@own_sizes
+@any_looks
+def test_pages_are_accessible_and_fit_the_screen(built: None, visitor: Visitor, looks: Looks) -> None:
+    look_through(PAGES, visitor, looks)
+
+
+@pytest.mark.slow
+@own_sizes
+@any_looks
+def test_all_pages_are_accessible_and_fit_the_screen(built: None, visitor: Visitor, looks: Looks) -> None:
+    paths = sorted(page.parent.relative_to(guide.FOLDER).as_posix() + "/" for page in guide.FOLDER.rglob("index.html"))
+    assert len(paths) >= 30, paths
+    look_through(["" if path == "./" else path for path in paths], visitor, looks)
+
+
+def look_through(paths: Sequence[str], visitor: Visitor, looks: Looks) -> None:
+    """Open each page of the guide and fail with what is wrong on any of them."""
     visit = visitor(reduced_motion="reduce")
     wrong = {}
-    for path in PAGES:
+    for path in paths:
         page = visit.open(f"/help/{path}")
         expect(page.get_by_role("main")).to_be_visible()
         for name in looks(page):

@@ -135,6 +135,7 @@ def shape(page: Page) -> str:
     return re.sub(r"\s+", " ", re.sub(r'="[^"]*"|>[^<]*<|style', lambda found: found[0][:1] + found[0][-1:], html))
 
 
+@any_size
 def test_a_gold_prompt_is_not_told_apart(
     visitor: Visitor, scenes: world.World, site: Site, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +166,7 @@ def test_a_gold_prompt_is_not_told_apart(
     assert shape(page) == of_gold
 
 
+@any_size
 def test_days_in_a_row_are_told_without_pressure(
     visitor: Visitor, history: world.World, site: Site, size: tuple[int, int]
 ) -> None:

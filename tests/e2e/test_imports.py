@@ -15,7 +15,7 @@ from app.services.imports.running import run_import
 from tests import factories
 from tests.app.services.imports.importing import archive
 from tests.e2e import world
-from tests.e2e.conftest import DESK, PHONE, Visitor, axe_violations
+from tests.e2e.conftest import DESK, PHONE, Visitor, any_size, axe_violations
 
 pytestmark = pytest.mark.browser
 SHOTS = os.environ.get("ILLUME_SHOTS", "")
@@ -112,6 +112,7 @@ def test_the_whole_way(visitor: Visitor, scenes: world.World, size: tuple[int, i
         assert all(prompt.references == ["it is green"] for prompt in added)
 
 
+@any_size
 def test_a_draft_is_discarded_and_a_template_downloaded(visitor: Visitor, scenes: world.World) -> None:
     visit = visitor()
     page = visit.sign_in(scenes.admin, to=f"/admin/projects/{scenes.slug}/imports")

@@ -64,6 +64,7 @@ def candidate(page: Page, number: int) -> Locator:
 
 
 class TestJudging:
+    @any_size
     def test_two_keys_a_verdict(self, critic: Visit, site: Site) -> None:
         page = critic.page
         ready(page)
@@ -77,6 +78,7 @@ class TestJudging:
         assert found[0].seconds is not None
         assert found[0].seconds > 0
 
+    @any_size
     def test_picks_are_those_that_were_shown_there(self, critic: Visit, site: Site) -> None:
         page = critic.page
         ready(page)
@@ -91,6 +93,7 @@ class TestJudging:
         expect(page.get_by_text(texts[1], exact=True)).to_have_count(0)
         assert len(given.shown) == len(texts)
 
+    @any_size
     def test_the_next_prompt_is_there_at_once(self, critic: Visit) -> None:
         page = critic.page
         stocked(page)
@@ -102,6 +105,7 @@ class TestJudging:
         expect(page.get_by_role("heading", level=1)).not_to_have_text(before)
         ready(page)
 
+    @any_size
     def test_none_fits_needs_no_pick(self, critic: Visit, site: Site) -> None:
         page = critic.page
         ready(page)
@@ -113,6 +117,7 @@ class TestJudging:
         [given] = wait_for_verdicts(page, site, 1)
         assert given.kind is VerdictKind.none_fit
 
+    @any_size
     def test_nothing_picked_is_nothing_submitted(self, critic: Visit, site: Site) -> None:
         page = critic.page
         ready(page)
@@ -136,6 +141,7 @@ class TestJudging:
         page.get_by_role("link", name="1 today").click()
         expect(page.get_by_text("“10 trees, <b>wisps</b> of fog”")).to_be_visible()
 
+    @any_size
     def test_skipping_asks_for_a_reason_by_one_key(self, critic: Visit, site: Site) -> None:
         page = critic.page
         ready(page)
@@ -145,6 +151,7 @@ class TestJudging:
         [given] = wait_for_verdicts(page, site, 1)
         assert (given.kind, given.reason) == (VerdictKind.skipped, "Too hard to see")
 
+    @any_size
     def test_escape_leaves_the_reasons(self, critic: Visit, site: Site) -> None:
         page = critic.page
         ready(page)
@@ -165,6 +172,7 @@ class TestJudging:
         [given] = wait_for_verdicts(page, site, 1)
         assert given.kind is VerdictKind.picked
 
+    @any_size
     def test_the_key_sheet_and_turning_keys_off(self, critic: Visit) -> None:
         page = critic.page
         ready(page)
@@ -188,6 +196,7 @@ class TestJudging:
 
 
 class TestGoingBack:
+    @any_size
     def test_the_last_verdict_is_changed(self, critic: Visit, site: Site) -> None:
         page = critic.page
         ready(page)
@@ -212,6 +221,7 @@ class TestGoingBack:
         page.get_by_role("link", name="1 today").click()
         expect(page.get_by_role("row")).to_have_count(2)
 
+    @any_size
     def test_further_back_and_leaving_it(self, critic: Visit, site: Site) -> None:
         page = critic.page
         questions = []
@@ -432,6 +442,7 @@ class TestFairness:
 
 
 class TestEmptyStates:
+    @any_size
     def test_the_pool_is_being_filled_and_the_prompt_appears(
         self, visitor: Visitor, scenes: world.World, site: Site
     ) -> None:
@@ -446,6 +457,7 @@ class TestEmptyStates:
             world.refill(session, scenes)
         ready(page)
 
+    @any_size
     def test_all_done(self, visitor: Visitor, site: Site) -> None:
         with site.sessions.begin() as session:
             small = world.build(session, prompts=1)
@@ -455,6 +467,7 @@ class TestEmptyStates:
         page.keyboard.press("0")
         expect(page.get_by_role("heading", name="All done")).to_be_visible()
 
+    @any_size
     def test_a_round_that_pauses_sampling(self, visitor: Visitor, scenes: world.World, site: Site) -> None:
         with site.sessions.begin() as session:
             world.empty_pool(session, scenes)
@@ -463,6 +476,7 @@ class TestEmptyStates:
         page = visit.sign_in(scenes.critic, to="/annotate/scenes")
         expect(page.get_by_role("heading", name="Training round 9 is running")).to_be_visible()
 
+    @any_size
     def test_not_a_member(self, visitor: Visitor, scenes: world.World, site: Site) -> None:
         with site.sessions.begin() as session:
             world.named(session, "guest")

@@ -55,6 +55,7 @@ def test_a_candidate_is_edited_into_own_words(critic: Visit, site: Site) -> None
     assert (last.kind, last.rationale, last.edited_from) == (VerdictKind.picked, None, None)
 
 
+@any_size
 def test_what_a_candidate_lacks_is_tagged_and_can_be_changed(critic: Visit, site: Site) -> None:
     page = critic.page
     ready(page)
@@ -84,6 +85,7 @@ def test_what_a_candidate_lacks_is_tagged_and_can_be_changed(critic: Visit, site
     assert given.tags == {str(given.shown[2]): ["contradicts the image"]}
 
 
+@any_size
 def test_keys_of_ones_own(critic: Visit, site: Site, visitor: Visitor, size: tuple[int, int]) -> None:
     page = critic.page
     ready(page)

@@ -113,6 +113,7 @@ async ([name, size]) => {
 """
 
 
+@any_size
 @pytest.mark.parametrize("name", ["the same words", "marks before a letter", "one change in the middle", "no spaces"])
 def test_comparing_words_takes_no_longer_than_the_texts(visitor: Visitor, site: Site, name: str) -> None:
     # As in tests/app/services/imports/test_growth.py: quadratic work takes 16 times as long for four times the text.
@@ -122,6 +123,7 @@ def test_comparing_words_takes_no_longer_than_the_texts(visitor: Visitor, site: 
     assert any(page.evaluate(GROWTH, [name, 16_000])[0] <= 9 * short + 250 for _ in range(3))
 
 
+@any_size
 def test_long_texts_are_compared_where_little_differs(visitor: Visitor, site: Site) -> None:
     page = visitor().page
     page.goto(f"{site.url}/sign-in")
@@ -151,6 +153,7 @@ DIFFERENCES = [
 ]
 
 
+@any_size
 def test_words_that_differ_in_any_script(visitor: Visitor, site: Site) -> None:
     page = visitor().page
     page.goto(f"{site.url}/sign-in")

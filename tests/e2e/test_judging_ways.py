@@ -13,7 +13,7 @@ from app.services.judging import decide
 from app.services.kernel.actors import SYSTEM
 from app.services.projects import projects
 from tests.e2e import fortnight, world
-from tests.e2e.conftest import Site, Visit, Visitor
+from tests.e2e.conftest import Site, Visit, Visitor, any_size
 from tests.e2e.test_judging import candidate, question, ready, seen, verdicts, wait_for_verdicts
 from tests.e2e.test_judging_seeing import scale
 from tests.e2e.test_pages import faults
@@ -46,6 +46,7 @@ def test_a_flag_has_a_reason_by_one_key_and_holds_the_prompt(critic: Visit, site
         assert session.get_one(Prompt, given.prompt_id).state is PromptState.held
 
 
+@any_size
 def test_a_returned_verdict_is_kept_or_changed(critic: Visit, site: Site) -> None:
     page = critic.page
     for count in (1, 2):
@@ -79,6 +80,7 @@ def test_a_returned_verdict_is_kept_or_changed(critic: Visit, site: Site) -> Non
     assert states == {ReviewState.open, ReviewState.dismissed}
 
 
+@any_size
 def test_practice_comes_first_and_tells_what_is_right(
     visitor: Visitor, history: world.World, site: Site, size: tuple[int, int]
 ) -> None:
@@ -139,6 +141,7 @@ def test_ones_own_verdicts_are_found_again(
     expect(page.get_by_role("heading", name="No matches")).to_be_visible()
 
 
+@any_size
 def test_a_reminder_that_is_turned_off_stays_off(critic: Visit) -> None:
     page = critic.page
     page.clock.install()
@@ -223,6 +226,7 @@ def test_nothing_jumps_from_prompt_to_prompt(critic: Visit, site: Site) -> None:
         assert places(page) == settled
 
 
+@any_size
 def test_a_single_pick_is_a_verdict_where_the_project_says_so(critic: Visit, site: Site) -> None:
     page = critic.page
     with site.sessions.begin() as session:

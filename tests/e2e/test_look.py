@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from app.models import Round, RoundState
 from tests.e2e import world
-from tests.e2e.conftest import DESK, Site, Visit, Visitor
+from tests.e2e.conftest import DESK, Site, Visit, Visitor, any_size
 
 pytestmark = pytest.mark.browser
 
@@ -37,6 +37,7 @@ def test_figures_line_up_and_lead_to_what_they_count(admin: Visit, size: tuple[i
     expect(verdicts.get_by_role("listitem")).to_have_count(count)
 
 
+@any_size
 def test_dates_are_relative_with_the_exact_one_on_hover(admin: Visit) -> None:
     page = admin.open("/admin/projects/scenes/versions")
     made = page.get_by_role("table").first.get_by_role("time").first
@@ -44,6 +45,7 @@ def test_dates_are_relative_with_the_exact_one_on_hover(admin: Visit) -> None:
     expect(made).to_have_attribute("title", re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC$"))
 
 
+@any_size
 @pytest.mark.parametrize(("motion", "most"), [("no-preference", 0.15), ("reduce", 0.0)])
 def test_motion_is_short_or_none(visitor: Visitor, history: world.World, motion: str, most: float) -> None:
     visit = visitor(reduced_motion=motion)

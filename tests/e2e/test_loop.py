@@ -30,6 +30,8 @@ ROUND_SECONDS = 1200
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(2 * (READY_SECONDS + ROUND_SECONDS))]
 
 STEP_MS = 300_000
+SMALL = {"epochs": 2, "eval_prompts": 20}
+"""Settings that shorten a round."""
 T = TypeVar("T")
 
 
@@ -62,7 +64,6 @@ def demo() -> Iterator[Demo]:
     folder = Path(tempfile.mkdtemp(prefix="illume-loop-"))
     folder.chmod(0o711)  # as root PostgreSQL runs as another account and has to pass
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ILLUME_")}
-    environment.pop("OMP_NUM_THREADS", None)
     command = [sys.executable, "-m", "app.cli", "demo", "--port", "0", "--data-dir", str(folder), "--no-browser"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -182,11 +183,12 @@ def judge_one_by_keyboard(page: Page, knowledge: Knowledge) -> int:
 
 
 class TestTheLoop:
-    """In this order: the picks of a critic in a browser start the first round, those of one over REST the second."""
+    """The picks of a critic in a browser start a round, and so do those of one over REST."""
 
     def test_a_critic_in_a_browser_brings_about_a_better_version(self, demo: Demo, browser: Browser) -> None:
         knowledge = Knowledge(demo)
         admin = demo.client("admin")
+        admin.patch("/projects/scenes", json=SMALL).raise_for_status()
         critic = sign_in(browser, demo, "critic", to="/annotate/scenes")
         judged = picked = 0
         while not rounds(admin):
@@ -219,9 +221,11 @@ class TestTheLoop:
 
         wait_for("a verdict on candidates of version 1", ROUND_SECONDS, judged_of_version_one)
 
+    @pytest.mark.slow  # quick in tests/chaos/test_storm.py, where critics judge over REST
     def test_a_client_over_rest_brings_about_the_next(self, demo: Demo) -> None:
         knowledge = Knowledge(demo)
         admin, critic = demo.client("admin"), demo.client("critic")
+        admin.patch("/projects/scenes", json=SMALL).raise_for_status()
         before = len(rounds(admin))
         given = []
         while len(rounds(admin)) == before:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Page, expect
 
+from app.languages import languages
 from tests.e2e import fortnight, world
 from tests.e2e.conftest import DESK, PHONE, Site, Visit, Visitor, any_size, axe_violations, own_sizes
 
@@ -47,6 +50,7 @@ ADMINS = (
     "/admin/users",
     "/admin/users/1",
     "/admin/audit",
+    "/admin/engines",
     "/admin/erasures",
     "/admin/erase/users/3",
     "/admin/erase/projects/scenes",
@@ -72,13 +76,28 @@ def test_the_judging_page_is_one_screen(visitor: Visitor, scenes: world.World) -
         assert page.get_by_role("button", name="Submit").is_visible()
 
 
-def looks(page: Page) -> Iterator[str]:
-    """Show the page at a desktop's and a phone's size, in light and dark. Yields the name of each variant."""
-    for scheme in ("light", "dark"):
+Look = tuple[Literal["light", "dark"], tuple[int, int]]
+Looks = Callable[[Page], Iterator[str]]
+
+
+def show(page: Page, looks: Sequence[Look]) -> Iterator[str]:
+    """Show the page in these colours and at these sizes. Yields the name of each variant."""
+    for scheme, size in looks:
         page.emulate_media(color_scheme=scheme)
-        for size in (DESK, PHONE):
-            page.set_viewport_size({"width": size[0], "height": size[1]})
-            yield f"{scheme}, {size[0]} wide"
+        page.set_viewport_size({"width": size[0], "height": size[1]})
+        yield f"{scheme}, {size[0]} wide"
+
+
+ACROSS: tuple[Look, ...] = (("light", DESK), ("dark", PHONE))
+ALL: tuple[Look, ...] = (("light", DESK), ("light", PHONE), ("dark", DESK), ("dark", PHONE))
+any_looks = pytest.mark.parametrize(
+    "looks",
+    [
+        pytest.param(partial(show, looks=ACROSS), id="across"),
+        pytest.param(partial(show, looks=ALL), id="all", marks=pytest.mark.slow),
+    ],
+)
+"""For tests of pages in both colours and at both sizes; each colour at each size is for the slow tests."""
 
 
 def weight(page: Page) -> dict[str, int]:
@@ -93,7 +112,7 @@ def weight(page: Page) -> dict[str, int]:
     return found
 
 
-def assert_good(visit: Visit, paths: Iterable[str]) -> None:
+def assert_good(visit: Visit, paths: Iterable[str], looks: Looks) -> None:
     """Pages are small on first load, accessible, and no wider than the screen."""
     wrong: dict[str, object] = {}
     for path in paths:
@@ -110,27 +129,80 @@ def assert_good(visit: Visit, paths: Iterable[str]) -> None:
 
 
 @own_sizes
-def test_pages_of_critics_are_accessible_and_light(visitor: Visitor, history: world.World, site: Site) -> None:
-    assert_good(visitor(reduced_motion="reduce"), ("/sign-in",))
+@any_looks
+def test_pages_of_critics_are_accessible_and_light(
+    visitor: Visitor, history: world.World, site: Site, looks: Looks
+) -> None:
+    assert_good(visitor(reduced_motion="reduce"), ("/sign-in",), looks)
     critic = visitor(reduced_motion="reduce")  # a colour on its way to another is neither
     critic.sign_in(history.critic)
-    assert_good(critic, CRITICS)
+    assert_good(critic, CRITICS, looks)
     with site.sessions.begin() as session:
         fortnight.ask_practice(session, history)
-    assert_good(critic, ("/annotate/scenes/practice",))
+    assert_good(critic, ("/annotate/scenes/practice",), looks)
     critic.watch.allow += ["403", "404"]
-    assert_good(critic, ("/admin/users", "/nothing"))
+    assert_good(critic, ("/admin/users", "/nothing"), looks)
 
 
 @own_sizes
-def test_pages_of_admins_are_accessible_and_light(visitor: Visitor, history: world.World, site: Site) -> None:
+@any_looks
+def test_pages_of_admins_are_accessible_and_light(
+    visitor: Visitor, history: world.World, site: Site, looks: Looks
+) -> None:
     with site.sessions.begin() as session:
         fortnight.add_fortnight(session, history)
         world.add_running_round(session, history)
     admin = visitor(reduced_motion="reduce")
     admin.sign_in(history.admin)
     prompt = f"/admin/projects/scenes/prompts/{history.prompt_ids[0]}"
-    assert_good(admin, (*ADMINS, prompt, f"{prompt}/gold"))
+    assert_good(admin, (*ADMINS, prompt, f"{prompt}/gold"), looks)
+
+
+def faults_in(visit: Visit, language: str, paths: Iterable[str], looks: Looks) -> dict[str, list[str]]:
+    """The problems of pages in one of the languages, by path and look."""
+    visit.context.set_extra_http_headers({"Accept-Language": language})
+    wrong: dict[str, list[str]] = {}
+    for path in paths:
+        page = visit.open(path)
+        expect(page.locator("html")).to_have_attribute("lang", language)
+        if path == "/annotate/scenes":
+            expect(page.locator(".judge")).to_have_attribute("data-state", "judging")
+        wrong |= {f"{language} {path}: {name}": found for name in looks(page) if (found := faults(page))}
+    return wrong
+
+
+LANGUAGES = sorted(one.tag for one in languages().values() if one.tag != "en")
+
+
+@own_sizes
+def test_pages_are_accessible_in_every_language(visitor: Visitor, history: world.World) -> None:
+    """The page with most words of its own, and one with tables and charts; the slow test has all of them."""
+    visit = visitor(reduced_motion="reduce")
+    visit.sign_in(history.admin)
+    wrong: dict[str, list[str]] = {}
+    for language in LANGUAGES:
+        wrong |= faults_in(visit, language, ("/annotate/scenes",), partial(show, looks=ACROSS[1:]))
+        wrong |= faults_in(visit, language, ("/admin/projects/scenes/rounds/3",), partial(show, looks=ACROSS[:1]))
+    assert not wrong, json.dumps(wrong, indent=1)
+
+
+@own_sizes
+@pytest.mark.slow
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_page_is_accessible_in_every_language(
+    visitor: Visitor, history: world.World, site: Site, language: str
+) -> None:
+    with site.sessions.begin() as session:
+        fortnight.add_fortnight(session, history)
+        world.add_running_round(session, history)
+    visit = visitor(reduced_motion="reduce")
+    wrong = faults_in(visit, language, ("/sign-in",), partial(show, looks=ALL))
+    visit.context.set_extra_http_headers({})
+    visit.sign_in(history.admin)
+    prompt = f"/admin/projects/scenes/prompts/{history.prompt_ids[0]}"
+    paths = (*CRITICS, *ADMINS, prompt, f"{prompt}/gold")
+    wrong |= faults_in(visit, language, paths, partial(show, looks=ALL))
+    assert not wrong, json.dumps(wrong, indent=1)
 
 
 def table_parts(page: Page) -> dict[str, Counter[str]]:

@@ -12,7 +12,7 @@ from app.models import Project, Prompt, PromptState, Split, Verdict, VerdictKind
 from app.web.admin.prompts import many
 from tests import factories
 from tests.e2e import fortnight, world
-from tests.e2e.conftest import Site, Visit
+from tests.e2e.conftest import Site, Visit, any_size
 
 pytestmark = pytest.mark.browser
 
@@ -113,6 +113,7 @@ def test_messages_never_cover_the_field_that_is_typed_in(admin: Visit) -> None:
                 assert not page.evaluate(COVERED), (field.get_attribute("name"), below, first)
 
 
+@any_size
 def test_all_that_match_are_changed_in_steps(
     admin: Visit, history: world.World, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

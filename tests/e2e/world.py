@@ -37,7 +37,7 @@ from app.models import (
 from app.services.kernel.actors import Actor
 from app.services.kernel.store import get_store
 from app.settings import ROOT
-from illume.evaluation.activation import capitalise, outcome_of
+from illume.evaluation.activation import opening, outcome_of
 from tests import factories
 from tests.e2e import history
 
@@ -313,7 +313,7 @@ def decision_of(number: int, metrics: dict[str, Any]) -> dict[str, Any]:
         f"(95 % interval {change['low']:+.4f} to {change['high']:+.4f}, 100 prompts)"
     )
     outcome = outcome_of(change["low"], change["high"], change["n"])
-    return {"activate": outcome == "better", "outcome": outcome, "reason": f"{capitalise(outcome)}: {gain}."}
+    return {"activate": outcome == "better", "outcome": outcome, "reason": f"{opening(outcome, 100)}: {gain}."}
 
 
 def add_curve(session: Session, made: Round, *, steps: int, epochs: int = 5) -> None:

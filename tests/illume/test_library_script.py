@@ -43,9 +43,9 @@ def test_as_it_stands(tmp_path: Path) -> None:
 
 
 def test_it_samples_picks_tunes_and_samples_again(tmp_path: Path) -> None:
-    few = script().replace("train[:60]", "train[:12]").replace("val=val)", "val=val[:4])")
-    assert few.count("[:12]") == 2
-    assert "val[:4]" in few
+    few = script().replace("train[:60]", "train[:6]").replace("val=val)", "val=val[:2])")
+    assert few.count("[:6]") == 2
+    assert "val[:2]" in few
     (tmp_path / "starter").symlink_to(ROOT / "starter")
     (tmp_path / "script.py").write_text(few, encoding="utf-8")
     done = subprocess.run(

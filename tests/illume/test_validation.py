@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any, Literal
 
 import pytest
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from illume.validation import describe_problem
+from illume.phrases import Phrase, _
+from illume.validation import FieldError, describe_problem, place_of
 
 
 class Settings(BaseModel):
@@ -68,3 +70,24 @@ def test_a_field_that_is_missing() -> None:
     with pytest.raises(ValidationError) as caught:
         Named.model_validate({})
     assert describe_problem(caught.value.errors()[0]) == "is missing"
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (FieldError("fields.rating", _("is empty"), sign=" "), ("fields.rating", "is empty")),
+        (FieldError("fields", _("is empty")), ("fields", "is empty")),
+        (FieldError("fieldset", _("is empty")), ("fields", "fieldset: is empty")),
+        (ValueError("fields.rating: is empty"), ("fields.rating", "is empty")),
+        (ValueError(_("is empty")), ("fields", "is empty")),
+    ],
+)
+def test_errors_name_a_place_within_a_field(error: ValueError, found: tuple[str, str]) -> None:
+    assert place_of("fields", error) == found
+
+
+def test_what_is_wrong_stays_a_phrase() -> None:
+    placed = FieldError("a.b", _("is empty"), sign=" ")
+    for error in (placed, ValueError(_("is empty")), pickle.loads(pickle.dumps(placed))):  # noqa: S301 - our own
+        assert isinstance(place_of("a", error)[1], Phrase)
+    assert str(pickle.loads(pickle.dumps(placed))) == "a.b is empty"  # noqa: S301 - our own

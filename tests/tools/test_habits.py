@@ -12,8 +12,11 @@ import yaml
 
 from app.settings import ROOT
 from hatch_build import ASSETS
+from tests.conftest import LONGEST
+from tests.deployments.servers import PACKAGE, VERSION
 
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 DECISIONS = sorted(ROOT.glob("docs/decisions/[0-9]*.md"))
 TARGETS = set(re.findall(r"^([\w-]+):", MAKEFILE, re.MULTILINE))
@@ -49,6 +52,16 @@ class TestWorkflows:
         assert {"test-slow", "chaos"} <= set(weekly["jobs"]["weekly"]["strategy"]["matrix"]["target"])
         assert weekly[True]["schedule"]  # YAML reads the word `on` as true
 
+    def test_the_servers_of_the_slow_tests_are_installed(self) -> None:
+        weekly = yaml.safe_load((ROOT / ".github/workflows/weekly.yml").read_text())
+        [install] = [step for step in weekly["jobs"]["weekly"]["steps"] if "apt-get" in step.get("run", "")]
+        [told] = re.findall(r"apt-get install ([\w -]+)\)", CONTRIBUTING.replace("`", ""))
+        assert (install["if"], install["run"].split()[-3:]) == ("matrix.target == 'test-slow'", told.split())
+        assert f" {PACKAGE}@{VERSION}\n" in MAKEFILE
+        assert f"npm install --ignore-scripts --no-save {PACKAGE}@{VERSION}`" in CONTRIBUTING
+        for text in (MAKEFILE, (ROOT / "tools" / "fetch-assets").read_text()):
+            assert len(re.findall("tools/npm .*--ignore-scripts", text)) == text.count("tools/npm") == 1
+
 
 def test_hooks_before_a_commit_are_commands_of_make_check() -> None:
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
@@ -58,6 +71,11 @@ def test_hooks_before_a_commit_are_commands_of_make_check() -> None:
     for hook in hooks:
         jsonschema.validate(hook, {"required": ["id", "name", "entry", "language"]})
         assert f"\t{hook['entry'].replace(' --force-exclude', '')}" in checked
+
+
+@pytest.mark.parametrize("name", LONGEST)
+def test_files_that_come_first_exist(name: str) -> None:
+    assert (ROOT / "tests" / name).is_file()
 
 
 def test_the_changelog_begins_with_the_version_in_preparation() -> None:

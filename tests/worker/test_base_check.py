@@ -15,6 +15,7 @@ from app.services.rounds.base_checks import reads_pictures_first
 from app.settings import get_settings
 from tests.illume.families import LLAVA_1_5
 from tests.worker.loop import make_check
+from worker import model_cache
 from worker.base_check import check_base
 from worker.model_cache import ModelCache
 from worker.process import WorkerProcess
@@ -35,7 +36,10 @@ def test_pickles_need_the_setting(
         assert found.state is (CheckState.passed if is_allowed else CheckState.failed)
         assert ("only pickle files" in found.detail) is not is_allowed
     if is_allowed:
+        asked: list[bool] = []
+        monkeypatch.setattr(model_cache, "check_in_child", lambda *_, **how: asked.append(how["allow_pickle"]))
         assert ModelCache().get(str(folder), None).base == str(folder)
+        assert asked == [True]
 
 
 def test_its_answer_is_stored(process: WorkerProcess, base: Path, tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from app.db.sessions import database_now, session_scope
 from app.processes.connect import forget_settings
 from app.services import sweep
 from app.services.integrations import webhooks
-from app.settings import ROOT
+from app.settings import ROOT, get_settings
+from illume.model import machine
 from tests.worker import loop
-from worker.__main__ import main
+from worker.__main__ import _model_problem, main
 from worker.celery_app import make_celery
 from worker.process import WorkerProcess
 
@@ -74,6 +75,7 @@ class TestMakeCelery:
             task.apply(args=[3], throw=True)
         assert done == [1, 3]
 
+    @pytest.mark.slow  # quick in test_processes.py, in whole workers
     def test_tasks_do_their_work(self, process: WorkerProcess, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tasks = make_celery(process).tasks
         project_id, round_id = loop.project_with_a_round(base, waiting=1, epochs=1)
@@ -116,6 +118,51 @@ class TestMain:
     def test_a_worker_needs_a_broker(self, process: WorkerProcess, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--queues", "default"]) == 2
         assert "ILLUME_REDIS_URL" in capsys.readouterr().err
+
+    def test_a_worker_needs_a_store_that_can_be(
+        self, process: WorkerProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("ILLUME_REDIS_URL", "redis://127.0.0.1:1/0")
+        monkeypatch.setenv("ILLUME_STORE_URL", "nonsense://host/store")
+        forget_settings()
+        assert main(["--queues", "default"]) == 2
+        assert capsys.readouterr().err == "ILLUME_STORE_URL=nonsense://host/store: Protocol not known: nonsense.\n"
+
+    @pytest.mark.parametrize(
+        ("name", "value", "reason"),
+        [
+            ("attn_implementation", "flash_attention_2", "flash_attention_2 needs a CUDA device, and this is cpu."),
+            ("accelerate_config", "/nowhere/a.yaml", "/nowhere/a.yaml cannot be read: No such file or directory."),
+            ("device", "toaster", "unknown device toaster: use auto, cpu, cuda, cuda:1 ... or mps."),
+        ],
+    )
+    def test_a_worker_for_models_names_the_setting_that_this_machine_cannot_meet(
+        self,
+        name: str,
+        value: str,
+        reason: str,
+        process: WorkerProcess,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setenv("ILLUME_REDIS_URL", "redis://127.0.0.1:1/0")
+        monkeypatch.setenv(f"ILLUME_{name.upper()}", value)
+        forget_settings()
+        assert main(["--queues", "model"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"ILLUME_{name.upper()}")
+        assert said.endswith(f": {reason}\n")
+
+    def test_a_worker_for_models_counts_the_cards_of_its_machine(
+        self, process: WorkerProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "accelerate.yaml"
+        path.write_text("distributed_type: MULTI_GPU\nnum_processes: 4\n")
+        monkeypatch.setattr(get_settings(), "accelerate_config", str(path))
+        monkeypatch.setattr(machine, "count_cards", lambda device: 2)
+        assert _model_problem().endswith("num_processes is 4, and this machine has only 2 graphics cards.")
+        monkeypatch.setattr(machine, "count_cards", lambda device: 4)
+        assert _model_problem() == ""
 
     def test_a_worker_of_other_queues_loads_no_torch(self) -> None:
         program = "import sys, worker.__main__; print('torch' in sys.modules)"

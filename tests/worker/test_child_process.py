@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,6 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from app.settings import get_settings
+from illume.critics.job import CriticJob, write_critic_job
+from illume.settings import CriticSettings, TuningSettings
+from illume.tuning.job import read_json
 from illume.tuning.launcher import read_progress
 from tests.worker import loop
 from worker import child_process
@@ -30,6 +35,21 @@ class TestRunning:
         with child_process.running(tmp_path) as child:
             assert child.wait(60) == 1
         assert child_process.read_error(tmp_path) == "job.json is missing"
+
+
+class TestGoesOn:
+    def test_a_critics_job_goes_on_as_a_round_does(
+        self, process: WorkerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = CriticSettings(tuning=TuningSettings(**get_settings().machine))
+        write_critic_job(tmp_path, CriticJob("base", {}, settings=settings), [])
+        monkeypatch.setattr(get_settings(), "attn_implementation", "eager")
+        assert child_process.goes_on(tmp_path)
+        tuning = dataclasses.replace(settings.tuning, attn_implementation="eager")
+        job = CriticJob.from_json(read_json(tmp_path / "job.json"))
+        assert job == CriticJob("base", {}, settings=dataclasses.replace(settings, tuning=tuning))
+        monkeypatch.setattr(get_settings(), "quantization", "8bit")
+        assert not child_process.goes_on(tmp_path)
 
 
 class TestEndLeftoverProcess:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from app import queue
 from app.db.sessions import database_now, session_scope
@@ -20,11 +23,12 @@ from app.services.candidates import candidates, pools
 from app.services.kernel import workers
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.store import get_store
-from app.services.projects import pauses
+from app.services.projects import pauses, policies, projects
 from app.services.read_models.supply import supply_of
 from app.services.rounds import versions
 from illume.sampling.generation import sample_rationales
 from tests import factories
+from tests.illume.sampling.test_constraint import write_quotes_often
 from tests.worker import loop
 from worker import filling
 from worker.filling import fill_pool
@@ -157,6 +161,69 @@ class TestFillPool:
             assert workers.device_holder(session, process.device_key) is None
 
 
+class TestStructuredAnswers:
+    def structured(self, base: Path, **settings: object) -> int:
+        """A project with a prompt under a short policy and one under a long one."""
+        with session_scope() as session:
+            template = "{policy} {question} {answer}"
+            wanted = {"answer_fields": factories.ANSWER_FIELDS, "template": template, **settings}
+            project = loop.make_project(session, base, **wanted)
+            short = factories.make_policy(session, project)
+            given = factories.policy_json("Long")
+            given["categories"][0]["texts"]["default"] = "no red water " * 400
+            long, _ = policies.add_policy(session, SYSTEM, project, policies.PolicyIn.model_validate(given))
+            loop.add_prompts(session, project, count=1, policy=short)
+            loop.add_prompts(session, project, count=1, policy=long.version)
+            return project.id
+
+    def test_are_written_under_their_policy_and_what_is_too_long_waits_with_the_reason(
+        self, process: WorkerProcess, models: ModelCache, base: Path
+    ) -> None:
+        project_id = self.structured(base, max_new_tokens=200, top_k_share=1.0, temperatures=[[1.0, 4]])
+        undo = write_quotes_often(models.get(str(base), None))
+        try:
+            assert fill_pool(process, models, project_id) == 1
+        finally:
+            undo()
+        ready, refused = loop.sets_now(project_id)
+        assert (ready.state, refused.state, refused.failure) == ("ready", "failed", "too_long")
+        assert re.fullmatch(r"\d,\d{3} tokens with its images, this model reads 512", refused.error or "")
+        with session_scope() as session:
+            project = session.get_one(Project, project_id)
+            assert session.get_one(Prompt, refused.prompt_id).state == "waiting"
+            assert pools.count_failures(session, project) == {"too_long": 1}
+            made = session.scalars(select(Candidate).where(Candidate.candidate_set_id == ready.id)).all()
+            assert len(made) == 4
+            valid = [one for one in made if one.invalid is None]
+            assert valid
+            for one in valid:
+                assert one.fields == json.loads(one.text)
+                assert (one.fields or {})["category"] in (*factories.CATEGORIES, "NA")
+            assert all(one.fields is None for one in made if one.invalid is not None)
+            assert pools.count_invalid(session, project) == (4 - len(valid), 4)
+
+    def test_a_set_without_a_valid_one_is_kept_and_offered_to_nobody(
+        self, process: WorkerProcess, models: ModelCache, base: Path
+    ) -> None:
+        project_id = self.structured(base, max_new_tokens=3)
+        assert fill_pool(process, models, project_id) == 1  # stored, and refused
+        cut = loop.sets_now(project_id)[0]
+        assert (cut.state, cut.failure, cut.error) == ("failed", "invalid", "None of 3 answers is valid: cut off (3).")
+        with session_scope() as session:
+            project = session.get_one(Project, project_id)
+            assert pools.count_failures(session, project) == {"too_long": 1, "invalid": 1}
+            assert pools.count_invalid(session, project) == (3, 3)
+            assert not pools.has_unsampled(session, project)
+            projects.update_project(session, SYSTEM, project.slug, {"max_new_tokens": 100})
+            assert pools.has_unsampled(session, project)  # both are tried again
+
+
+def pause_of(session: Session, project_id: int) -> SamplingPause:
+    found = pauses.current_pause(session, session.get_one(Project, project_id))
+    assert found is not None
+    return found
+
+
 class TestPauses:
     def test_a_model_that_cannot_be_opened_pauses_its_project_only(
         self, process: WorkerProcess, models: ModelCache, base: Path, tmp_path: Path
@@ -174,11 +241,11 @@ class TestPauses:
         # The next try waits, so that nobody tries every five seconds.
         assert fill_pool(process, models, broken) == 0
         with session_scope() as session:
-            assert session.get_one(SamplingPause, broken).tries == 1
-            session.get_one(SamplingPause, broken).until = database_now(session)
+            assert pause_of(session, broken).tries == 1
+            pause_of(session, broken).until = database_now(session)
         assert fill_pool(process, models, broken) == 0
         with session_scope() as session:
-            stopped = session.get_one(SamplingPause, broken)
+            stopped = pause_of(session, broken)
             assert stopped.tries == 2
             assert 90 < (stopped.until - database_now(session)).total_seconds() <= 120
 
@@ -191,11 +258,11 @@ class TestPauses:
             assert project.active_version_id is not None
             pauses.pause(session, project_id, project.active_version_id, "broken")
             assert pauses.is_paused(session, project)
-            session.get_one(SamplingPause, project_id).until = database_now(session)
+            pause_of(session, project_id).until = database_now(session)
             assert not pauses.is_paused(session, project)
         assert fill_pool(process, models, project_id) == 2
         with session_scope() as session:
-            assert session.get(SamplingPause, project_id) is None
+            assert session.scalars(select(SamplingPause)).all() == []
             pauses.pause(session, project_id, project.active_version_id, "broken")
             version = factories.make_version(session, session.get_one(Project, project_id), number=1)
             session.get_one(Project, project_id).active_version_id = version.id
@@ -217,7 +284,7 @@ class TestPauses:
         monkeypatch.setattr(filling, "sample_rationales", loop_for_ever)
         assert fill_pool(process, models, project_id) == 0
         with session_scope() as session:
-            stopped = session.get_one(SamplingPause, project_id)
+            stopped = pause_of(session, project_id)
             assert stopped.reason.endswith("made no progress for 0 s and was ended")
             assert candidates.claim_sampling_batch(session, session.get_one(Project, project_id), worker="b", limit=5)
 
@@ -225,7 +292,7 @@ class TestPauses:
         self, process: WorkerProcess, models: ModelCache, base: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         hanging, sound = (committed_project(base, prompts=2) for _ in range(2))
-        monkeypatch.setenv("ILLUME_STEP_SECONDS", "3")
+        monkeypatch.setenv("ILLUME_STEP_SECONDS", "1")
         forget_settings()
         command = [sys.executable, "-c", HANGING_LOAD, str(hanging)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -237,7 +304,7 @@ class TestPauses:
         with session_scope() as session:
             project = session.get_one(Project, hanging)
             assert pauses.is_paused(session, project)
-            assert supply_of(session, project).reason.startswith("version 0 made no progress for over 3 s and ended")
+            assert supply_of(session, project).reason.startswith("version 0 made no progress for over 1 s and ended")
             assert session.scalar(select(func.count()).select_from(ModelTrial)) == 0
         assert (fill_pool(process, models, hanging), fill_pool(process, models, sound)) == (0, 2)
 
@@ -252,7 +319,7 @@ class TestPauses:
         monkeypatch.setattr(filling, "sample_rationales", fail)
         assert fill_pool(process, models, project_id) == 0
         with session_scope() as session:
-            reason = session.get_one(SamplingPause, project_id).reason
+            reason = pause_of(session, project_id).reason
         assert reason == "none of 2 prompts could be sampled: 'pixel_values'"
 
 

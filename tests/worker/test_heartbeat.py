@@ -9,11 +9,14 @@ import pytest
 from sqlalchemy import update
 
 from app.db.sessions import session_scope
-from app.models import CandidateSet, DeviceClaim, Project, Round, Worker
+from app.models import CandidateSet, CriticJob, DeviceClaim, Project, Round, RoundState, Worker
 from app.processes.connect import forget_settings
 from app.services.candidates import candidates, pools
 from app.services.kernel import workers
+from app.services.machine_critics import jobs
 from app.services.rounds import lease
+from illume.phrases import Phrase
+from tests import factories
 from tests.conftest import CommittedDatabase
 from tests.worker import loop
 from worker.process import WorkerProcess, make_process
@@ -21,6 +24,21 @@ from worker.watch import Watch
 
 
 class TestBeat:
+    def test_keeps_the_job_of_a_machine_critic_while_its_worker_is_busy(self, process: WorkerProcess) -> None:
+        with session_scope() as session:
+            project = factories.make_project(session, machine_critic="verifier", auto_rounds=False)
+            factories.make_round(session, project, state=RoundState.succeeded)
+            jobs.list_due(session)
+            claim = jobs.claim_job(session, worker=process.name)
+        assert claim is not None
+        for held in (True, False):
+            (process.heartbeat.hold_critic if held else process.heartbeat.drop_critic)(claim)
+            with session_scope() as session:
+                session.execute(update(CriticJob).values(beats_at="2020-01-01T00:00:00Z"))
+            process.heartbeat.beat()
+            with session_scope() as session:
+                assert jobs.is_waiting(session) is not held
+
     def test_keeps_everything_that_is_held(self, process: WorkerProcess, base: Path) -> None:
         project_id, _ = loop.project_with_a_round(base)
         with session_scope() as session:
@@ -46,6 +64,8 @@ class TestBeat:
             assert alive.memory_mb > 10
         Watch(process, claim).report(3, 40)
         assert process.heartbeat.doing == f"writing explanations before {claim.name}: 3 of 40"
+        assert isinstance(process.heartbeat.doing, Phrase)
+        assert isinstance(process.heartbeat.doing.values["name"], Phrase)
         # What this process is done with lapses, though its rows still say that it is ours.
         heartbeat.drop_round(claim)
         heartbeat.sampling = heartbeat.holds_device = False

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from app.errors import NotFound
 from app.services.kernel.store import get_store
+from app.settings import get_settings
 from illume.errors import VlmError
 from illume.model.vlm import load_vlm
 from illume.settings import TuningSettings
@@ -26,31 +28,41 @@ def adapter(process: WorkerProcess, base: Path, tmp_path: Path) -> str:
     return get_store().put_folder(tmp_path / "adapter")
 
 
+@pytest.fixture
+def cache(models: ModelCache, base: Path, process: WorkerProcess) -> ModelCache:
+    """An empty cache of a worker that has checked the tiny model before."""
+    models.check(str(base))
+    return ModelCache(_checked=set(models._checked))
+
+
 class TestModelCache:
-    def test_one_model_whose_adapter_changes(self, base: Path, adapter: str) -> None:
-        models = ModelCache()
-        plain = models.get(str(base), None)
-        assert models.get(str(base), None) is plain
+    def test_one_model_whose_adapter_changes(self, cache: ModelCache, base: Path, adapter: str) -> None:
+        plain = cache.get(str(base), None)
+        assert cache.get(str(base), None) is plain
         assert plain.adapter is None
-        tuned = models.get(str(base), adapter)
+        tuned = cache.get(str(base), adapter)
         assert tuned is plain
         assert tuned.adapter == adapter_folder(adapter)
-        assert models.get(str(base), None).adapter is None
+        assert cache.get(str(base), None).adapter is None
 
-    def test_freed_it_is_loaded_anew(self, base: Path, process: WorkerProcess) -> None:
-        models = ModelCache()
-        first = models.get(str(base), None)
-        models.drop()
-        assert models.get(str(base), None) is not first
+    def test_freed_it_is_loaded_anew(self, cache: ModelCache, base: Path) -> None:
+        first = cache.get(str(base), None)
+        cache.drop()
+        assert cache.get(str(base), None) is not first
 
-    def test_what_is_not_there_spoils_nothing(self, base: Path, process: WorkerProcess) -> None:
-        models = ModelCache()
+    def test_the_numbers_that_this_machine_computes_with(
+        self, cache: ModelCache, base: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(get_settings(), "dtype", "bfloat16")
+        assert {one.dtype for one in cache.get(str(base), None).model.parameters()} == {torch.bfloat16}
+
+    def test_what_is_not_there_spoils_nothing(self, cache: ModelCache, base: Path) -> None:
         with pytest.raises(VlmError, match="no model folder"):
-            models.get(str(base / "nowhere"), None)
-        vlm = models.get(str(base), None)
+            cache.get(str(base / "nowhere"), None)
+        vlm = cache.get(str(base), None)
         with pytest.raises(NotFound):
-            models.get(str(base), "0" * 64)
-        assert models.get(str(base), None) is vlm
+            cache.get(str(base), "0" * 64)
+        assert cache.get(str(base), None) is vlm
 
 
 class TestCheck:

@@ -43,7 +43,8 @@ from app.services.accounts import users
 from app.services.candidates import pools
 from app.services.kernel import workers
 from app.services.kernel.actors import SYSTEM
-from app.services.rounds import lease, rounds, versions
+from app.services.projects import base_models
+from app.services.rounds import lease, rounds
 from app.settings import ROOT
 from tests import factories
 from tests.app.services.invariants import broken
@@ -98,7 +99,11 @@ def n_epochs(folder: Path) -> int:
 
 
 class TestRoundThroughKills:
-    def test_it_goes_on_from_its_last_epoch_and_repeats_none(self, installation: Path, base: Path) -> None:
+    def test_it_goes_on_from_its_last_epoch_and_repeats_none(
+        self, installation: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("ILLUME_LEASE_SECONDS", "8")  # after so long the second worker takes the round over
+        forget_settings()
         _, round_id = loop.project_with_a_round(base, waiting=0, epochs=12)
         folder = installation / "rounds" / str(round_id)
         with running("--queues", "default,model") as first:
@@ -136,31 +141,30 @@ class TestRoundThroughKills:
 
 
 class TestTheWholeOfIt:
-    def test_beat_and_workers_fill_the_pool_with_the_starter_model(self, installation: Path) -> None:
-        if not versions.starter_model().is_dir():
+    def test_they_find_in_the_database_what_the_broker_has_lost(self, installation: Path, base: Path) -> None:
+        """A pool that the starter model fills, and a round of another project, from its snapshot to its version."""
+        if not base_models.starter_model().is_dir():
             pytest.fail("the starter model is not there")
         with session_scope() as session:
-            project = factories.make_project(session, pool_target=2)
+            project = factories.make_project(session, pool_target=2, pool_for_round=2)  # whoever fills it first
             loop.add_prompts(session, project, count=3)
+        _, round_id = loop.project_with_a_round(base, waiting=0, prepared=False, epochs=1)
+        with redis.Redis.from_url(os.environ["ILLUME_REDIS_URL"]) as client:
+            client.flushdb()
         with running("beat") as beat, running("--queues", "model") as model, running("--queues", "default") as default:
             ready = lambda: [one.state for one in loop.sets_now(project.id)] == ["ready", "ready"]  # noqa: E731
             loop.wait_until(ready, seconds=300)
+            loop.wait_until(lambda: loop.round_now(round_id).state == RoundState.succeeded, seconds=300)
             assert n_alive() == 2
             with session_scope() as session:
-                texts = session.scalars(select(Candidate.text)).all()
-            assert len(texts) >= 4
+                of_project = select(Candidate.text).join(CandidateSet).where(CandidateSet.project_id == project.id)
+                assert len(session.scalars(of_project).all()) >= 4
             # The default worker never loads torch.
             assert psutil.Process(default.pid).memory_info().rss < 200 * 2**20
             assert [stop(one) for one in (beat, model, default)] == [0, 0, 0]
         assert not list(Path.cwd().glob("celerybeat*"))
 
-    def test_losing_the_broker_loses_nothing(self, installation: Path, base: Path) -> None:
-        _, round_id = loop.project_with_a_round(base, waiting=0, prepared=False, epochs=1)
-        with redis.Redis.from_url(os.environ["ILLUME_REDIS_URL"]) as client:
-            client.flushdb()
-        with running("beat"), running("--queues", "default,model"):
-            loop.wait_until(lambda: loop.round_now(round_id).state == RoundState.succeeded, seconds=300)
-
+    @pytest.mark.slow  # quick in test_rounds.py, in this process
     def test_cancelled_over_processes(self, installation: Path, base: Path) -> None:
         _, round_id = loop.project_with_a_round(base, waiting=0, epochs=60)
         folder = installation / "rounds" / str(round_id)

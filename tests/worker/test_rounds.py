@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,21 +33,72 @@ from app.models import (
     Split,
 )
 from app.processes.connect import forget_settings
+from app.processes.embedded import Embedded
 from app.services.candidates import candidates
 from app.services.kernel import workers
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.store import get_store
-from app.services.rounds import lease, rounds
+from app.services.rounds import lease, rounds, versions
 from app.services.rounds.lease import RoundClaim
+from app.settings import get_settings
 from illume.errors import VlmError
+from illume.tuning.job import TuningJob, read_json
+from tests.conftest import MIGRATED, copy_database
 from tests.worker import loop
 from worker import model_cache, round_folder
 from worker import rounds as worker_rounds
+from worker.filling import fill_pool
 from worker.model_cache import ModelCache
-from worker.process import Stopping, WorkerProcess
+from worker.process import Stopping, WorkerProcess, make_process
 from worker.rounds import run_next_round
 
 LONGER: dict[str, Any] = {"epochs": 12}
+AFTER_A_ROUND = "after_a_round"  # the database that tests of what follows a round copy
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A round that has run to its end: its project's id and its own, and what it left in the data directory."""
+
+    project_id: int
+    round_id: int
+    data: Path
+
+
+@pytest.fixture(scope="module")
+def first_round(embedded: Embedded, models: ModelCache, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """The only round of a project, run once for all tests that begin after it."""
+    data = tmp_path_factory.mktemp("first-round") / "data"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ILLUME_DATABASE_URL", copy_database(embedded, AFTER_A_ROUND, MIGRATED))
+        patch.setenv("ILLUME_DATA_DIR", str(data))
+        patch.setenv("ILLUME_DEVICE", "cpu")
+        patch.setenv("ILLUME_REDIS_URL", "")
+        forget_settings()
+        process = make_process(("model",), device="cpu")
+        try:
+            project_id, round_id = loop.project_with_a_round(base)
+            run_next_round(process, models)
+        finally:
+            process.heartbeat.stop()
+    forget_settings()
+    return Ran(project_id, round_id, data)
+
+
+@pytest.fixture
+def template(request: pytest.FixtureRequest) -> str:
+    """The database to copy for the test: the one after a round for tests that ask for `ran`."""
+    if "ran" not in request.fixturenames:
+        return MIGRATED
+    request.getfixturevalue("first_round")
+    return AFTER_A_ROUND
+
+
+@pytest.fixture
+def ran(process: WorkerProcess, first_round: Ran) -> Ran:
+    """A project whose first round has run, in the test's own database and data directory."""
+    shutil.copytree(first_round.data, get_settings().data_dir, dirs_exist_ok=True)
+    return first_round
 
 
 def folder_of(round_id: int) -> Path:
@@ -82,9 +136,8 @@ def when(condition: Callable[[], bool], deed: Callable[[], object]) -> threading
 
 
 class TestRunNextRound:
-    def test_from_the_snapshot_to_a_version(self, process: WorkerProcess, models: ModelCache, base: Path) -> None:
-        project_id, round_id = loop.project_with_a_round(base)
-        run_next_round(process, models)
+    def test_from_the_snapshot_to_a_version(self, process: WorkerProcess, ran: Ran) -> None:
+        project_id, round_id = ran.project_id, ran.round_id
         done = loop.round_now(round_id)
         assert (done.state, done.error) == (RoundState.succeeded, None)
         with session_scope() as session:
@@ -108,17 +161,12 @@ class TestRunNextRound:
         assert not folder_of(round_id).exists()
 
     def test_its_version_writes_the_next_candidates_and_is_the_next_parent(
-        self, process: WorkerProcess, models: ModelCache, base: Path
+        self, process: WorkerProcess, models: ModelCache, ran: Ran
     ) -> None:
-        from worker.filling import fill_pool
-
-        project_id, round_id = loop.project_with_a_round(base)
-        run_next_round(process, models)
+        project_id = ran.project_id
         with session_scope() as session:
-            first = loop.round_now(round_id)
+            first = loop.round_now(ran.round_id)
             assert first.version_id is not None
-            from app.services.rounds import versions
-
             versions.activate(session, SYSTEM, first.version_id)
         assert fill_pool(process, models, project_id) > 0
         assert loop.sets_now(project_id)[-1].version_id == first.version_id
@@ -129,11 +177,9 @@ class TestRunNextRound:
         done = loop.round_now(second)
         assert (done.state, done.parent_id) == (RoundState.succeeded, first.version_id)
 
-    def test_a_rerun_is_bit_equal(self, process: WorkerProcess, models: ModelCache, base: Path) -> None:
-        _, round_id = loop.project_with_a_round(base)
-        run_next_round(process, models)
+    def test_a_rerun_is_bit_equal(self, process: WorkerProcess, models: ModelCache, ran: Ran) -> None:
         with session_scope() as session:
-            again = rounds.rerun(session, SYSTEM, round_id).id
+            again = rounds.rerun(session, SYSTEM, ran.round_id).id
         run_next_round(process, models)
         with session_scope() as session:
             adapters = session.scalars(select(ModelVersion.adapter).where(ModelVersion.number > 0)).all()
@@ -144,7 +190,7 @@ class TestRunNextRound:
     def test_one_lost_image_and_one_that_cannot_be_read_are_left_out(
         self, process: WorkerProcess, models: ModelCache, base: Path
     ) -> None:
-        _, round_id = loop.project_with_a_round(base, waiting=3)
+        _, round_id = loop.project_with_a_round(base, waiting=3, epochs=1)
         with session_scope() as session:
             [lost] = session.scalars(select(Prompt).where(Prompt.split == Split.val).limit(1)).all()
             guards = select(Prompt).where(Prompt.split == Split.train, Prompt.state == PromptState.waiting)
@@ -165,7 +211,7 @@ class TestRunNextRound:
     def test_without_references_by_held_out_rationales(
         self, process: WorkerProcess, models: ModelCache, base: Path
     ) -> None:
-        _, round_id = loop.project_with_a_round(base, primary_metric="loglik")
+        _, round_id = loop.project_with_a_round(base, primary_metric="loglik", epochs=1)
         run_next_round(process, models)
         done = loop.round_now(round_id)
         assert done.state == RoundState.succeeded
@@ -186,12 +232,10 @@ class TestRunNextRound:
             steps = [one.data for one in rounds.events(session, done) if one.kind == "step"]
         assert all(step["accepted_logprob"] < 0 for step in steps)
 
-    def test_a_doubled_message_does_nothing(self, process: WorkerProcess, models: ModelCache, base: Path) -> None:
-        _, round_id = loop.project_with_a_round(base)
+    def test_a_doubled_message_does_nothing(self, process: WorkerProcess, models: ModelCache, ran: Ran) -> None:
+        before = loop.round_now(ran.round_id)
         run_next_round(process, models)
-        before = loop.round_now(round_id)
-        run_next_round(process, models)
-        assert loop.round_now(round_id).fence == before.fence
+        assert loop.round_now(ran.round_id).fence == before.fence
         with session_scope() as session:
             assert session.scalar(select(func.count()).select_from(ModelVersion)) == 2
 
@@ -252,14 +296,17 @@ class TestTurns:
     ) -> None:
         _, round_id = loop.project_with_a_round(base, **LONGER)
         folder = folder_of(round_id)
-        stopper = when(lambda: len(epochs_in(folder)) >= 1, lambda: os.kill(child_of(folder) or 0, signal.SIGSTOP))
-        monkeypatch.setenv("ILLUME_STEP_SECONDS", "20")
-        forget_settings()
+
+        def make_stuck() -> None:
+            os.kill(child_of(folder) or 0, signal.SIGSTOP)
+            monkeypatch.setattr(get_settings(), "step_seconds", 1.0)
+
+        stopper = when(lambda: len(epochs_in(folder)) >= 1, make_stuck)
         run_next_round(process, models)
         stopper.join()
         done = loop.round_now(round_id)
         assert done.state is RoundState.failed
-        assert done.error == "the tuning process made no progress for 20 s and was ended"
+        assert done.error == "the tuning process made no progress for 1 s and was ended"
 
 
 class TestBrokenOff:
@@ -367,8 +414,8 @@ class TestForgetOld:
 
 
 class TestPrepare:
-    def claimed(self, process: WorkerProcess, base: Path) -> RoundClaim:
-        loop.project_with_a_round(base)
+    def claimed(self, process: WorkerProcess, base: Path, **settings: Any) -> RoundClaim:
+        loop.project_with_a_round(base, **settings)
         with session_scope() as session:
             claim = lease.claim_round(session, worker=process.name)
         assert claim is not None
@@ -386,6 +433,43 @@ class TestPrepare:
         assert not round_folder.prepare(self.inputs(claim), folder)
         assert (folder / "checkpoints").exists()
 
+    def test_a_round_goes_on_by_the_present_settings_of_the_machine(
+        self, process: WorkerProcess, base: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        claim = self.claimed(process, base)
+        folder = round_folder.folder_of(claim)
+        round_folder.prepare(self.inputs(claim), folder)
+        before = TuningJob.from_json(read_json(folder / "job.json"))
+        (folder / "checkpoints").mkdir()
+        monkeypatch.setattr(get_settings(), "attn_implementation", "eager")
+        monkeypatch.setattr(get_settings(), "accelerate_config", "/etc/illume/accelerate.yaml")
+        assert not round_folder.prepare(self.inputs(claim), folder)
+        after = TuningJob.from_json(read_json(folder / "job.json"))
+        settings = dataclasses.replace(before.settings, attn_implementation="eager")
+        expected = dataclasses.replace(before, settings=settings, accelerate_config="/etc/illume/accelerate.yaml")
+        assert after == expected
+        monkeypatch.setattr(get_settings(), "accelerate_config", "")
+        assert not round_folder.prepare(self.inputs(claim), folder)
+        assert read_json(folder / "job.json")["accelerate_config"] is None
+        assert (folder / "checkpoints").exists()
+
+    def test_a_round_begins_anew_with_other_bits_unless_it_is_done(
+        self, process: WorkerProcess, base: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        claim = self.claimed(process, base)
+        folder = round_folder.folder_of(claim)
+        round_folder.prepare(self.inputs(claim), folder)
+        (folder / "result.json").write_text("{}")
+        monkeypatch.setattr(get_settings(), "quantization", "4bit")
+        assert not round_folder.prepare(self.inputs(claim), folder)
+        (folder / "result.json").unlink()
+        (folder / "checkpoints").mkdir()
+        assert round_folder.prepare(self.inputs(claim), folder)
+        assert not (folder / "checkpoints").exists()
+        assert read_json(folder / "job.json")["settings"]["quantization"] == "4bit"
+        monkeypatch.setattr(get_settings(), "dtype", "bfloat16")
+        assert round_folder.prepare(self.inputs(claim), folder)
+
     def test_a_folder_of_another_round_or_half_written_goes(self, process: WorkerProcess, base: Path) -> None:
         claim = self.claimed(process, base)
         folder = round_folder.folder_of(claim)
@@ -397,11 +481,24 @@ class TestPrepare:
         (folder / "job.json").unlink()
         assert round_folder.prepare(self.inputs(claim), folder)
 
-    def test_the_parents_scores_are_handed_on(self, process: WorkerProcess, models: ModelCache, base: Path) -> None:
-        _, round_id = loop.project_with_a_round(base)
-        run_next_round(process, models)
+    def test_what_saves_memory_reaches_the_job(
+        self, process: WorkerProcess, base: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, value in (("dtype", "bfloat16"), ("attn_implementation", "eager"), ("quantization", "4bit")):
+            monkeypatch.setattr(get_settings(), name, value)
+        inputs = self.inputs(self.claimed(process, base, gradient_checkpointing=True))
+        settings = round_folder.make_job(inputs, []).settings
+        assert (settings.gradient_checkpointing, settings.dtype) == (True, "bfloat16")
+        assert (settings.attn_implementation, settings.quantization) == ("eager", "4bit")
+        assert round_folder.make_job(inputs, []).accelerate_config is None
+        monkeypatch.setattr(get_settings(), "accelerate_config", "/etc/illume/accelerate.yaml")
+        assert round_folder.make_job(inputs, []).accelerate_config == "/etc/illume/accelerate.yaml"
+        del inputs.plan.settings["gradient_checkpointing"]  # as in snapshots from before there was the setting
+        assert not round_folder.make_job(inputs, []).settings.gradient_checkpointing
+
+    def test_the_parents_scores_are_handed_on(self, process: WorkerProcess, ran: Ran) -> None:
         with session_scope() as session:
-            rounds.rerun(session, SYSTEM, round_id)
+            rounds.rerun(session, SYSTEM, ran.round_id)
             claim = lease.claim_round(session, worker=process.name)
         assert claim is not None
         folder = round_folder.folder_of(claim)

@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 from app.db.sessions import session_scope
 from app.models import Candidate, CandidateSet, CandidateSetState, Project, Worker
 from app.services.candidates import candidates
+from app.services.candidates.batches import Batch
 from app.services.candidates.candidates import SamplingClaim
 from app.services.kernel import workers
 from app.services.projects.projects import settings_of
@@ -80,9 +81,9 @@ def undisturbed(project_id: int, base: Path) -> dict[int, Told]:
             for one in session.scalars(select(CandidateSet).order_by(CandidateSet.id))
         ]
         prompts = candidates.load_prompts_data(session, [claim.prompt_id for claim in claims])
-        batch = filling.Batch(claims, prompts, settings_of(session, project))
+        batch = Batch(claims, prompts, settings_of(session, project))
     sets = filling._sample(load_vlm(str(base), device="cpu"), batch, watch=lambda: None)
-    told = [[(one.text, one.temperature, one.seed) for one in made] for made in sets]
+    told = [[(one.text, one.temperature, one.seed or 0) for one in made] for made in sets]
     return {claim.set_id: made for claim, made in zip(claims, told, strict=True)}
 
 

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from app.api.openapi.examples import CALL_EXAMPLES, PARAMETER_EXAMPLES, SHAPE_EXAMPLES
 from app.api.schemas import ProjectChange, PromptChange, PromptsIn
 from app.services.prompts.prompts import PromptIn
+from app.settings import get_settings
 
 PROBLEM = "application/problem+json"
 JSON = "application/json"
@@ -29,7 +30,12 @@ def describe(app: FastAPI) -> dict[str, Any]:
     """The description, built once."""
     if app.openapi_schema is None:
         made = get_openapi(
-            title=app.title, version=app.version, summary=app.summary, routes=app.routes, openapi_version="3.1.0"
+            title=app.title,
+            version=app.version,
+            summary=app.summary,
+            routes=app.routes,
+            openapi_version="3.1.0",
+            servers=[{"url": sub_path}] if (sub_path := get_settings().sub_path) else None,
         )
         describe_bodies(made)
         for name, example in SHAPE_EXAMPLES.items():

@@ -28,7 +28,9 @@ PARAMETER_EXAMPLES = {
     "webhook_id": "14",
     "delivery_id": "15",
     "erasure_id": "16",
+    "engine_id": "17",
 }
+ENGINE = {"name": "gpu-box", "base_url": "https://models.example.org", "model": "org/vision-model"}
 PARTS = [{"type": "image", "sha256": SHA256}, {"type": "text", "text": "What is on the beach?"}]
 PROJECT = {"slug": "scenes", "name": "Scenes", "round_every": 20, "overlap": 1}
 PROMPT = {
@@ -65,6 +67,45 @@ CLAIM = {
         "parts": PARTS,
     },
     "candidates": [{"id": "71", "text": "it has a pole and a canopy"}, {"id": "72", "text": "it is a beach"}],
+}
+POLICY = {
+    "name": "House rules",
+    "preamble": "Assess the picture by these rules.",
+    "categories": [
+        {
+            "name": "O1: Animals, Pets",
+            "status": "default",
+            "texts": {
+                "default": "No animals in the kitchen.",
+                "allowed": "Animals may be anywhere.",
+                "strict": "No animals in any room.",
+            },
+        }
+    ],
+}
+REVEALED = {
+    **CLAIM,
+    "candidates": [
+        {
+            "id": "71",
+            "text": '{"rating": "Unsafe", "category": "O1: Animals, Pets", "rationale": "a dog sits on the table"}',
+            "fields": {
+                "rating": "Unsafe",
+                "category": "O1: Animals, Pets",
+                "rationale": "a dog sits on the table",
+            },
+        }
+    ],
+    "policy": {
+        "id": "3",
+        "name": "House rules",
+        "number": 2,
+        "text": "Assess the picture by these rules.\nO1: Animals, Pets (default): No animals in the kitchen.",
+        "preamble": "Assess the picture by these rules.",
+        "categories": [{"name": "O1: Animals, Pets", "status": "default", "text": "No animals in the kitchen."}],
+    },
+    "fields": {"rating": "Unsafe", "category": "O1: Animals, Pets"},
+    "warnings": [],
 }
 VERDICT_IN = {"kind": "picked", "picks": ["71"], "tags": {"72": ["does not support the answer"]}, "seconds": 4.2}
 VERDICT = {
@@ -163,21 +204,52 @@ SHAPE_EXAMPLES: dict[str, Any] = {
     "PromptOut": PROMPT_OUT,
     "PromptIn": PROMPT,
     "PromptsIn": {"items": [PROMPT]},
+    "PolicyIn": POLICY,
+    "PolicyOut": {
+        **POLICY,
+        "id": "3",
+        "number": 2,
+        "sha256": SHA256,
+        "text": "Assess the picture by these rules.\nO1: Animals, Pets (default): No animals in the kitchen.",
+        "is_latest": True,
+        "prompts": 400,
+        "stale_verdicts": 0,
+        "created_at": AT,
+    },
+    "VariantsIn": {"changes": ["own_allowed", "others_allowed"]},
+    "VariantsOut": {"created": 160, "unchanged": 0, "skipped": 20},
     "PromptChange": {"state": "retired"},
     "PromptsAdded": {"items": [PROMPT_OUT], "created": 1, "unchanged": 0, "errors": []},
     "ClaimOut": CLAIM,
+    "RevealedOut": REVEALED,
+    "BlindIn": {"fields": REVEALED["fields"]},
     "VerdictIn": VERDICT_IN,
     "VerdictOut": VERDICT,
     "RoundOut": ROUND,
     "VersionOut": {
         "id": "4",
         "number": 1,
+        "kind": "sampler",
         "active": True,
         "parent": "1",
         "round": "2",
         "base_model": "starter",
         "metrics": {"score": 0.71},
+        "hand_over": None,
         "created_at": AT,
+    },
+    "MachineCriticOut": {
+        "version": "5",
+        "paused": None,
+        "selection": {
+            "selected": {"mean": 0.84, "low": 0.78, "high": 0.89, "n": 180},
+            "unselected": {"mean": 0.6, "low": 0.39, "high": 0.78, "n": 20},
+            "difference": {"mean": 0.24, "low": 0.05, "high": 0.46, "n": 20},
+        },
+        "state": "running",
+        "kind": "verifier",
+        "progress": {"stage": "fitting", "fraction": 0.4, "updated": AT},
+        "error": None,
     },
     "SnapshotIn": {"name": "before the paper"},
     "SnapshotOut": {
@@ -225,6 +297,23 @@ SHAPE_EXAMPLES: dict[str, Any] = {
         "finished_at": AT,
         "payload": {"event": "round.finished", "project": "scenes", "data": {"id": "2", "number": 1}},
     },
+    "EngineIn": {**ENGINE, "api_key": "a secret", "adapters_path": "/adapters"},
+    "EngineChange": {"in_flight": 32},
+    "EngineOut": {
+        **ENGINE,
+        "id": "17",
+        "kind": "openai",
+        "revision": None,
+        "has_key": True,
+        "adapters_path": "/adapters",
+        "in_flight": 16,
+        "state": "ready",
+        "error": None,
+        "capabilities": {"n": True, "seeds": True, "logprobs": "before", "pictures": 2, "order": "kept"},
+        "projects": ["scenes"],
+        "probed_at": AT,
+        "created_at": AT,
+    },
     "UserIn": {"email": "ann@example.org", "role": "critic", "projects": ["scenes"]},
     "UserChange": {"role": "reviewer"},
     "UserOut": {
@@ -251,6 +340,9 @@ SHAPE_EXAMPLES: dict[str, Any] = {
         "wrong": [],
         "explanation": None,
         "left": 2,
+        "fields": {},
+        "gold": {},
+        "wrong_fields": [],
     },
     "NoteIn": {"note": "The image is fine."},
     "ReturnIn": {"verdict": "31", "note": "Look at the left half again."},
@@ -338,6 +430,7 @@ CALL_EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", "/projects/{slug}/gold"): {"answer": {"items": [GOLD], "next": None}},
     ("POST", "/projects/{slug}/gold"): {"answer": GOLD},
     ("GET", "/projects/{slug}/practice"): {"answer": {"item": None}},
+    ("POST", "/projects/{slug}/practice/{gold_id}/fields"): {"answer": {"item": None}},
     ("GET", "/projects/{slug}/reviews"): {"answer": {"items": [REVIEW], "next": None}},
     ("GET", "/reviews/{review_id}"): {"answer": REVIEW},
     **{

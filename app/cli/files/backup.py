@@ -89,7 +89,7 @@ def backup(settings: Settings, target: Path, *, say: Say = silent) -> Summary:
 
     The database comes first: every object its rows name is in the store by then, and only erased ones disappear.
     """
-    store = local_store(settings)
+    store = settings.store_folder
     try:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             rows = table_data.dump(settings.database_url, Path(folder), progress=sometimes(say, "The database: "))
@@ -157,13 +157,6 @@ def next_xid(settings: Settings) -> int:
     with psycopg.connect(libpq_url(settings.database_url)) as connection:
         row = connection.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text").fetchone()
     return int(row[0]) if row else 0
-
-
-def local_store(settings: Settings) -> Path | None:
-    """The store's folder, or None if the store is a bucket."""
-    if not settings.store.startswith("file:"):
-        return None
-    return Path(settings.store_url.removeprefix("file://")) if settings.store_url else settings.data_dir / "store"
 
 
 def add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:

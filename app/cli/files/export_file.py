@@ -58,10 +58,16 @@ COMPRESSIONS: dict[str, Coding] = {".gz": "gzip", ".zst": "zstd"}
 @click.option("--since", metavar="TIME", help="Only verdicts from this time on, in ISO 8601 with a time zone.")
 @click.option("--split", help="Only prompts of this split.")
 @click.option("--snapshot", help="The dataset as it stood when this snapshot was taken.")
+@click.option(
+    "--machine", is_flag=True, help="Also what only a machine critic accepted; with --format sft, or sharegpt for sft."
+)
 @data_dir_option
-def export_command(slug: str, out: Path, *, image_paths: bool, with_images: bool, **choices: str | None) -> int:
+def export_command(
+    slug: str, out: Path, *, image_paths: bool, with_images: bool, machine: bool, **choices: str | None
+) -> int:
     """Export a project's dataset to a file."""
-    wanted = parse_request({name: value for name, value in choices.items() if value is not None})
+    given = {name: value for name, value in choices.items() if value is not None}
+    wanted = parse_request(given | ({"machine": "true"} if machine else {}))
     ending, compression = endings_of(out, wanted.format)
     export = Export(
         wanted,

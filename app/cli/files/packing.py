@@ -105,9 +105,8 @@ def images_named_by(source: Source, places: Places, mapping: Mapping[str, str] |
         file = ImportFile(source)
         if file.kind is TableKind.parquet and places.folder is None:
             return {}
-        plan = make_plan(
-            file.kind, list_columns(file.first(SAMPLE)), loose=mapping is not None, origin=file.form().origin
-        )
+        # Loosely: which columns are fields of answers only the server knows.
+        plan = make_plan(file.kind, list_columns(file.first(SAMPLE)), loose=True, origin=file.form().origin)
         if mapping is not None:
             plan = with_columns(plan, mapping, split=Split.train)
         for row in file.rows():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -9,7 +10,9 @@ import shutil
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any, TypeAlias
 
 import click
 import psycopg
@@ -23,7 +26,6 @@ from app.cli.files.backup import (
     SIGNATURE,
     STORE,
     Summary,
-    local_store,
     next_xid,
     signature,
     silent,
@@ -33,12 +35,15 @@ from app.cli.files.table_data import replace_database
 from app.cli.terminal import FilePath, Say, data_dir_option, say, warn
 from app.db import migrations
 from app.db.engine import libpq_url
+from app.errors import NotFound
 from app.processes.connect import Refused, services, wait_for_database
-from app.services.kernel.store import KEY_FORM
+from app.services.kernel.store import KEY_FORM, Store
 from app.settings import Settings, get_settings
 from illume.files import make_private_folder, replace_file
 from illume.validation import describe_problem
 
+Adding: TypeAlias = Callable[[str, int, IO[bytes]], None]
+"""Adds an object: its key, its size and its bytes."""
 XIDS_AT_A_TIME = 250_000
 """Transactions used up in one statement, which takes about a second."""
 MOST_SMALL_BYTES = 1 << 20
@@ -76,7 +81,6 @@ def restore(settings: Settings, source: Path, *, replace: bool, say: Say = silen
     The store comes first: objects added there do no harm, and the database is then loaded in one transaction. Where
     it raises Refused the database is unchanged.
     """
-    store = local_store(settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     try:
         with tarfile.open(source, "r:") as tar, tempfile.TemporaryDirectory(dir=settings.data_dir) as folder:
@@ -89,8 +93,7 @@ def restore(settings: Settings, source: Path, *, replace: bool, say: Say = silen
                 raise Refused(f"{source} is not a backup made by Illume.", code=2)
             summary = read_summary(tar, source, settings, say)
             refuse_full_database(settings, replace=replace)
-            if store is not None:
-                add_objects(tar, store, summary, say)
+            add_objects(tar, settings, summary, say)
             unpack_rows(tar, summary, Path(folder))
             loading = sometimes(say, "The database: loading ")
             replace_database(settings.database_url, summary.database, Path(folder), progress=loading)
@@ -143,8 +146,10 @@ def unpack_rows(tar: tarfile.TarFile, summary: Summary, folder: Path) -> None:
             shutil.copyfileobj(content, file, 1 << 20)
 
 
-def add_objects(tar: tarfile.TarFile, store: Path, summary: Summary, say: Say) -> None:
+def add_objects(tar: tarfile.TarFile, settings: Settings, summary: Summary, say: Say) -> None:
     """Add a backup's objects to the store, each whole or not at all. Raises Refused for one that is damaged."""
+    folder = settings.store_folder
+    add = add_to_bucket(Store(settings.store)) if folder is None else add_to_folder(folder)
     last, done = time.monotonic(), 0
     for member in tar:
         key = member.name.rpartition("/")[2]
@@ -154,17 +159,52 @@ def add_objects(tar: tarfile.TarFile, store: Path, summary: Summary, say: Say) -
         if time.monotonic() - last > PROGRESS_SECONDS:
             last = time.monotonic()
             say(f"The store: {done:,} of {summary.objects:,} objects.")
-        path = store / key[:2] / key
         content = tar.extractfile(member)
-        if content is None or (path.exists() and path.stat().st_size == member.size):
-            continue
+        if content is not None:
+            add(key, member.size, content)
+    os.sync()  # before the database says that they are there
+
+
+def add_to_folder(store: Path) -> Adding:
+    """Adds objects to a store that is a folder. One that is there with its whole size is kept."""
+
+    def add(key: str, size: int, content: IO[bytes]) -> None:
+        path = store / key[:2] / key
+        if path.exists() and path.stat().st_size == size:
+            return
         make_private_folder(path.parent)
         with replace_file(path, private=True) as file:
             shutil.copyfileobj(content, file, 1 << 20)
             file.seek(0)
-            if hashlib.file_digest(file, "sha256").hexdigest() != key:
-                raise Refused(f"The backup is damaged: object {key} is not what its name says.", code=2)
-    os.sync()  # before the database says that they are there
+            refuse_damaged(file, key)
+
+    return add
+
+
+def add_to_bucket(store: Store) -> Adding:
+    """Adds objects to a store that is no folder. One that is there with its whole size is kept.
+
+    S3 has none that are half there; other protocols may have some.
+    """
+
+    def add(key: str, size: int, content: IO[bytes]) -> None:
+        with contextlib.suppress(NotFound):
+            if store.size(key) == size:
+                return
+            store.remove(key)
+        with tempfile.NamedTemporaryFile() as file:
+            shutil.copyfileobj(content, file, 1 << 20)
+            file.seek(0)
+            refuse_damaged(file, key)
+            store.put_file(Path(file.name))
+
+    return add
+
+
+def refuse_damaged(file: Any, key: str) -> None:
+    """Raise Refused unless a file is what its key says."""
+    if hashlib.file_digest(file, "sha256").hexdigest() != key:
+        raise Refused(f"The backup is damaged: object {key} is not what its name says.", code=2)
 
 
 def settle_feed(settings: Settings, summary: Summary, say: Say) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import psycopg
 from psycopg import sql
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-from sqlalchemy import Connection, create_engine, pool
+from sqlalchemy import Connection, create_engine, pool, text
 from sqlalchemy.exc import DBAPIError
 
 from app.db import migrations
@@ -33,6 +33,27 @@ SELECT conrelid::regclass::text, quote_ident(conname), pg_get_constraintdef(oid)
 WHERE contype = 'f' AND connamespace = 'public'::regnamespace ORDER BY 1, 2
 """
 SEQUENCES = "SELECT sequencename::text, last_value FROM pg_sequences WHERE schemaname = 'public'"
+
+OF_EXTENSIONS = "SELECT objid FROM pg_depend WHERE deptype = 'e' AND classid = '{}'::regclass"
+# What is dropped with something before it is gone then: hence IF EXISTS. The names are quoted by PostgreSQL.
+DROPS = f"""
+SELECT format('DROP %s IF EXISTS %s CASCADE', kind, name) FROM (
+    SELECT CASE relkind WHEN 'v' THEN 1 WHEN 'm' THEN 2 WHEN 'S' THEN 4 ELSE 3 END AS place,
+        CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'S' THEN 'SEQUENCE'
+            WHEN 'f' THEN 'FOREIGN TABLE' ELSE 'TABLE' END AS kind,
+        format('public.%I', relname) AS name
+    FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'S', 'f')
+      AND oid NOT IN ({OF_EXTENSIONS.format("pg_class")})
+    UNION ALL
+    SELECT 5, 'ROUTINE', format('public.%I(%s)', proname, pg_get_function_identity_arguments(oid))
+    FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND oid NOT IN ({OF_EXTENSIONS.format("pg_proc")})
+    UNION ALL
+    SELECT 6, 'TYPE', format('public.%I', typname)
+    FROM pg_type t WHERE typnamespace = 'public'::regnamespace AND typtype IN ('e', 'd', 'r', 'c')
+      AND (typrelid = 0 OR EXISTS (SELECT FROM pg_class c WHERE c.oid = t.typrelid AND c.relkind = 'c'))
+      AND oid NOT IN ({OF_EXTENSIONS.format("pg_type")})
+) found ORDER BY place, name
+"""  # noqa: S608 - constants only
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -105,13 +126,20 @@ def replace_database(url: str, found: DatabaseData, folder: Path, *, progress: C
     engine = create_engine(sqlalchemy_url(url), poolclass=pool.NullPool)
     try:
         with engine.begin() as connection:
-            connection.exec_driver_sql("DROP SCHEMA IF EXISTS public CASCADE")
-            connection.exec_driver_sql("CREATE SCHEMA public")
+            empty_schema(connection)
             migrations.upgrade_on(connection, found.revision)
             load(connection, found, folder, progress=progress)
             migrations.upgrade_on(connection, "head")
     except (psycopg.Error, DBAPIError) as error:
         refuse_rows(error)
+
+
+def empty_schema(connection: Connection) -> None:
+    """Drop everything in the schema, and keep the schema and the extensions: a role may own neither of the two."""
+    if not connection.scalar(text("SELECT to_regnamespace('public') IS NOT NULL")):
+        connection.execute(text("CREATE SCHEMA public"))
+    for statement in connection.scalars(text(DROPS)).all():
+        connection.exec_driver_sql(statement)
 
 
 def refuse_rows(error: psycopg.Error | DBAPIError) -> NoReturn:

@@ -6,7 +6,7 @@ import click
 
 from app.cli.server.programs import report_health, run_beside
 from app.cli.terminal import at_least_one, data_dir_option, refuse_other_tables
-from app.processes.connect import ensure_public_url, refuse_used_port, services, until_stopped
+from app.processes.connect import Refused, ensure_public_url, refuse_used_port, services, until_stopped
 from app.settings import get_settings
 
 
@@ -21,11 +21,18 @@ from app.settings import get_settings
 def serve(host: str | None, port: int | None, workers: int, *, check: bool) -> int:
     """Run the web server."""
     from app.processes import health_checks, serving
+    from app.services.accounts import openid_providers
+    from app.services.kernel.store import StoreMisnamed, check_store_url
 
     if check:
         return report_health(health_checks.is_web_healthy(get_settings()))
     settings = get_settings()
     host, port = (host or settings.host).strip("[]"), settings.port if port is None else port
+    openid_providers.check_providers()
+    try:
+        check_store_url(settings.store)
+    except StoreMisnamed as error:
+        raise Refused(f"{error}.", code=2) from error
     refuse_used_port(host, port)
     ensure_public_url(settings, host=host, port=port)
     with until_stopped() as stopping, services() as embedded:

@@ -8,7 +8,7 @@ records of a snapshot's file (`app.services.acceptance.outcomes`). The caller of
   `decided`, `weight`, `exhaustive` and `rationale_key`, and the `ballot` that they are counted in: their set; with
   `each` every verdict is a ballot of its own.
 * `picks`: a join from a verdict `b` of `judged` to its picks `k`, with their `candidate_id`.
-* `candidates`: a join to all candidates `k` of its set; needed only for `turned_down`.
+* `candidates`: a join to all candidates `k` of its set that are shown; needed only for `turned_down`.
 
 The results are `accepted` (`prompt_id`, `ballot`, `candidate_id` or `rationale_key`, the first `verdict_id`, `votes`)
 and `turned_down` (`ballot`, `candidate_id`, `votes`). What is in neither is undecided or in dispute. The rule has no
@@ -19,6 +19,10 @@ A vote is a picked candidate or a critic's own text; equal texts of several crit
 verdicts means that what is accepted after the first verdicts stays accepted after the last. With weighted votes, a
 majority is a majority of the weights, and a slot not judged yet has weight 1. A reviewer's decision replaces all other
 verdicts on its set.
+
+Of structured answers the other fields are decided, by `decided_fields` (`ballot`, `fields`): each has the value that
+most critics gave, as corrected, one voice each, and none where two values have as many. `judged` has a column `fields`
+then. `illume.fields.accepting` says the same in Python, and joins the fields with the rationales.
 
 A candidate is turned down when two things hold. More than half of those who judged its set looked at all candidates
 and did not pick it. And later verdicts can no longer make it accepted (with `any`: nobody has picked it so far).
@@ -105,10 +109,30 @@ turned_down AS (
 """
 
 
-def counting_ctes(*, rule: str, judged: str, picks: str, candidates: str | None = None) -> str:
-    """The common table expressions, without WITH, that define `accepted` and with `candidates` also `turned_down`."""
+DECIDED_FIELDS = """
+field_votes AS (
+    SELECT b.ballot, f.key AS name, f.value, count(*) AS votes
+    FROM cast_verdicts b CROSS JOIN LATERAL jsonb_each(b.fields) f GROUP BY 1, 2, 3
+), decided_fields AS (
+    SELECT ballot, jsonb_object_agg(name, value) AS fields FROM (
+        SELECT ballot, name, value, votes = max(votes) OVER of_field AS is_most,
+            count(*) OVER (PARTITION BY ballot, name, votes) AS equals
+        FROM field_votes WINDOW of_field AS (PARTITION BY ballot, name)
+    ) v WHERE is_most AND equals = 1 GROUP BY ballot
+)
+"""
+
+
+def counting_ctes(
+    *, rule: str, judged: str, picks: str, candidates: str | None = None, with_fields: bool = False
+) -> str:
+    """The common table expressions, without WITH, that define `accepted` and with `candidates` also `turned_down`.
+
+    With `with_fields` they define `decided_fields` as well.
+    """
     choices = _VOTES_CAST.format(of_ballot=_OF_BALLOT, picks=picks)
     if candidates is not None:
         choices += _CANDIDATES_SHOWN.format(of_ballot=_OF_BALLOT, candidates=candidates)
     parts = [f"rule AS MATERIALIZED ({rule})", f"judged AS ({judged})", VERDICTS, f"choices AS ({choices})", ACCEPTED]
-    return ", ".join(parts if candidates is None else [*parts, TURNED_DOWN])
+    parts += [] if candidates is None else [TURNED_DOWN]
+    return ", ".join([*parts, DECIDED_FIELDS] if with_fields else parts)

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from app.db.judging_pool import statement
 
+NextPrompt = Literal["priority", "uncertain", "critic"]
+"""Which set comes first within a priority: the oldest, or the one that the model or the machine critic is unsure of."""
+
+# Whether the critics of the set `s` gave different values for a choice of its answers, where these have fields.
+FIELDS_DIFFER = """
+EXISTS (
+    SELECT FROM verdicts v CROSS JOIN LATERAL jsonb_each(v.fields) f
+    WHERE v.candidate_set_id = s.id AND v.current AND v.state = 'counted' AND v.kind IN ('picked', 'none_fit')
+      AND f.key IN (
+          SELECT one ->> 'name' FROM projects j JOIN setting_revisions r ON r.id = j.revision_id
+          CROSS JOIN LATERAL jsonb_array_elements(r.settings -> 'answer_fields') one
+          WHERE j.id = s.project_id AND one ->> 'kind' = 'choice'
+      )
+    GROUP BY f.key HAVING count(DISTINCT f.value) > 1
+)
+"""
 # How many critics a set `s` needs under an adaptive overlap. One by default. Two, if somebody skipped or flagged it or
 # the first critic objected to the candidates (none fits, or wrote an own text). The project's overlap, if those who
 # judged it disagree with each other.
-SLOTS_NEEDED = """
+SLOTS_NEEDED = f"""
 (
     SELECT CASE
-        WHEN votes.judged > 1 AND votes.distinct_picks > 1 THEN votes.most
+        WHEN votes.judged > 1 AND (votes.distinct_picks > 1 OR {FIELDS_DIFFER}) THEN votes.most
         WHEN votes.judged > 1 THEN votes.judged
         WHEN votes.unsure > 0 OR votes.objections > 0 THEN least(2, votes.most)
         ELSE 1 END
@@ -29,7 +47,7 @@ SLOTS_NEEDED = """
         WHERE j.id = s.project_id GROUP BY r.id
     ) votes
 )
-"""
+"""  # noqa: S608 - constants only
 ADAPT_SET = statement(f"""
 UPDATE candidate_sets s SET slots = greatest(s.taken, 1, {SLOTS_NEEDED})
 WHERE s.id = CAST(:set AS bigint) AND s.state = 'ready' RETURNING s.slots
@@ -56,8 +74,10 @@ WITH closed AS (
 UPDATE prompts p SET state = 'judged' FROM closed WHERE p.id = closed.prompt_id AND p.state = 'ready'
 """
 UPDATE_LIFT = """
-UPDATE candidate_sets s SET lift = CASE WHEN :by_spread THEN s.spread / (1 + s.spread) ELSE 0 END
-WHERE s.project_id = :project AND s.state = 'ready' AND s.spread IS NOT NULL
+UPDATE candidate_sets s SET lift = coalesce(u.unsure / (1 + u.unsure), 0)
+FROM (SELECT id, CASE :order WHEN 'uncertain' THEN spread WHEN 'critic' THEN doubt END AS unsure FROM candidate_sets
+    WHERE project_id = :project AND state = 'ready') u
+WHERE s.id = u.id AND (s.spread IS NOT NULL OR s.doubt IS NOT NULL)
 """
 
 
@@ -78,6 +98,6 @@ def change_overlap(session: Session, project_id: int, most: int, *, adaptive: bo
     session.execute(text(CLOSE_FULL_SETS), {"project": project_id})
 
 
-def change_order(session: Session, project_id: int, *, by_spread: bool) -> None:
-    """Turn on or off that sets with the most uncertain candidates are offered first."""
-    session.execute(text(UPDATE_LIFT), {"project": project_id, "by_spread": by_spread})
+def change_order(session: Session, project_id: int, order: NextPrompt) -> None:
+    """Offer the ready sets in another order."""
+    session.execute(text(UPDATE_LIFT), {"project": project_id, "order": order})

@@ -11,6 +11,7 @@ from app.models.users import SEEN_MINUTES
 from app.services.accounts.passwords import hash_secret
 from app.services.kernel.actors import CRITIC_LOCK, Actor
 from app.services.kernel.rights import OVERSEEING_ROLES
+from illume.phrases import _
 
 BEARER_SQL = """
 SELECT u.id, u.email, u.role, t.id AS token_id, t.scope, t.max_open, t.requests_per_minute,
@@ -30,7 +31,7 @@ WHERE id = (SELECT id FROM tokens WHERE id = :token FOR UPDATE SKIP LOCKED)
 RETURNING id
 """)
 SIGNED_IN = statement(f"""
-SELECT u.id, u.email, u.name, u.role, w.csrf_token, w.token_hash,
+SELECT u.id, u.email, u.name, u.language, u.role, w.csrf_token, w.token_hash,
     u.role IN ({OVERSEEING_ROLES}) OR EXISTS (
         SELECT FROM memberships m WHERE m.user_id = u.id AND m.role IN ({OVERSEEING_ROLES})
     ) AS oversees,
@@ -43,7 +44,7 @@ UPDATE sessions SET last_seen_at = now()
 WHERE token_hash = (SELECT token_hash FROM sessions WHERE token_hash = :hash FOR UPDATE SKIP LOCKED)
 RETURNING token_hash
 """)
-UNKNOWN = "The token is not valid: it is unknown, expired or revoked."
+UNKNOWN = _("The token is not valid: it is unknown, expired or revoked.")
 
 
 async def authenticate_token(transaction: Transaction, plain: str, *, lock: bool = False) -> Actor:
@@ -82,6 +83,11 @@ def bearer(row: Any) -> Actor:
 def signed_in(row: Any) -> tuple[Actor, str]:
     """The actor of a row of `SIGNED_IN`, and the token that their forms carry."""
     actor = Actor(
-        user_id=row["id"], email=row["email"], role=Role(row["role"]), name=row["name"], oversees=row["oversees"]
+        user_id=row["id"],
+        email=row["email"],
+        role=Role(row["role"]),
+        name=row["name"],
+        language=row["language"],
+        oversees=row["oversees"],
     )
     return actor, row["csrf_token"]

@@ -12,21 +12,24 @@ from app.db.sessions import database_now
 from app.errors import NotFound
 from app.models import LinkPurpose, OneTimeLink, User
 from app.services.accounts import users
-from app.services.accounts.passwords import hash_secret
+from app.services.accounts.passwords import hash_secret, require_passwords
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require_admin
+from illume.phrases import _
 
 VALID_FOR = {LinkPurpose.invitation: timedelta(days=7), LinkPurpose.password: timedelta(days=1)}
 KEEP_EXPIRED = timedelta(days=30)
-SPENT = "This link has been used, has expired or has been replaced by a newer one. Ask an admin for a new link."
+SPENT = _("This link has been used, has expired or has been replaced by a newer one. Ask an admin for a new link.")
 
 
 def make_link(session: Session, actor: Actor, user_id: int, purpose: LinkPurpose) -> tuple[OneTimeLink, str]:
     """Make a link for a person. Returns its row and its plain text, which is not stored; their older links are deleted.
 
-    A reset link leaves the old password valid until the link is used; a new password ends the link.
+    A reset link leaves the old password valid until the link is used; a new password ends the link. Raises `Forbidden`
+    where passwords are switched off.
     """
     require_admin(actor)
+    require_passwords()
     user = users.get_user(session, actor, user_id)
     session.execute(delete(OneTimeLink).where(OneTimeLink.user_id == user.id, OneTimeLink.used_at.is_(None)))
     session.execute(delete(OneTimeLink).where(OneTimeLink.expires_at < func.now() - KEEP_EXPIRED))
@@ -54,7 +57,11 @@ def find_open_link(session: Session, user_id: int) -> OneTimeLink | None:
 
 
 def find_link(session: Session, plain: str) -> tuple[OneTimeLink, User]:
-    """Return the link and its person. Raises `NotFound` if the link is spent or the person disabled."""
+    """Return the link and its person.
+
+    Raises `NotFound` if the link is spent or the person disabled, `Forbidden` where passwords are switched off.
+    """
+    require_passwords()
     found = session.execute(
         select(OneTimeLink, User)
         .join(User, User.id == OneTimeLink.user_id)

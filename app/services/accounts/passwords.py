@@ -8,11 +8,19 @@ import secrets
 
 import argon2
 
-from app.errors import Invalid
+from app.errors import Forbidden, Invalid
 from app.models import User
+from app.settings import get_settings
+from illume.phrases import _
 
 MIN_PASSWORD = 8
 MAX_PASSWORD = 1000
+
+
+def require_passwords() -> None:
+    """Raise `Forbidden` where nobody signs in with a password."""
+    if not get_settings().passwords:
+        raise Forbidden(_("Passwords are switched off here: sign in with a provider."))
 
 
 @functools.cache
@@ -30,7 +38,14 @@ def dummy_hash() -> str:
 def hash_password(password: str) -> str:
     """Hash a password. Raises `Invalid` for a weak one."""
     if not MIN_PASSWORD <= len(password) <= MAX_PASSWORD:
-        raise Invalid(f"A password must have {MIN_PASSWORD} to {MAX_PASSWORD} characters.", field="password")
+        raise Invalid(
+            _(
+                "A password must have %(min_password)s to %(max_password)s characters.",
+                min_password=MIN_PASSWORD,
+                max_password=MAX_PASSWORD,
+            ),
+            field="password",
+        )
     return hasher().hash(password)
 
 

@@ -20,20 +20,23 @@ from app.services.accounts.users import find_user
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require_scope
 from app.settings import get_settings
+from illume.phrases import _
 
 ATTEMPT_WINDOW = 60
-WRONG_CREDENTIALS = "Wrong email address or password."
+WRONG_CREDENTIALS = _("Wrong email address or password.")
 
 
 def check_password(session: Session, email: str, password: str, *, address: str, browser: str = "") -> User:
     """Return the person who signs in with this password from this network address.
 
-    `browser` is the cookie of the browsers that people are known in. Raises `Unauthenticated`, and `TooMany` after a
-    few failures a minute for the account, known or not, or many for the address. A browser that the person has signed
-    in with before has a count of its own, so that nobody can lock them out there. Only failures count; as many more
-    may be tried at once as the gate lets in. This is the one service that commits: a failure must stay counted even
-    though the request fails, and no transaction is open while a password is checked.
+    `browser` is the cookie of the browsers that people are known in. Raises `Unauthenticated`, `Forbidden` where
+    passwords are switched off, and `TooMany` after a few failures a minute for the account, known or not, or many for
+    the address. A browser that the person has signed in with before has a count of its own, so that nobody can lock
+    them out there. Only failures count; as many more may be tried at once as the gate lets in. This is the one service
+    that commits: a failure must stay counted even though the request fails, and no transaction is open while a
+    password is checked.
     """
+    passwords.require_passwords()
     user = find_user(session, email)
     limits = _limits(email, address, known_browsers.find_entry(browser, user) if user is not None else None)
     stored = user.password_hash if user is not None and user.disabled_at is None else None
@@ -69,7 +72,9 @@ def _refuse_after_failures(session: Session, limits: Mapping[str, int]) -> None:
     for key, count, seconds in session.execute(recent.group_by(SignInAttempt.key)):
         if count >= limits[key]:
             wait = max(1, ATTEMPT_WINDOW - int(seconds))
-            raise TooMany(f"Too many attempts to sign in: try again in {wait} seconds.", retry_after=wait)
+            raise TooMany(
+                _("Too many attempts to sign in: try again in %(wait)s seconds.", wait=wait), retry_after=wait
+            )
 
 
 def open_web_session(session: Session, user: User, *, browser: str = "") -> tuple[str, str]:
@@ -138,7 +143,7 @@ def close_one_session(session: Session, actor: Actor, session_id: str) -> None:
     rows = session.scalars(select(WebSession).where(WebSession.user_id == actor.user_id))
     found = next((row for row in rows if _session_id(row.token_hash) == session_id), None)
     if found is None:
-        raise NotFound("You have no such session: it may have ended already.")
+        raise NotFound(_("You have no such session: it may have ended already."))
     session.delete(found)
     session.flush()
     audit.record(session, actor, "user.sign_out", f"user:{actor.user_id}", browsers=1)

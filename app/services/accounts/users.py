@@ -17,12 +17,14 @@ from sqlalchemy.orm import Session
 
 from app.db.sessions import database_now
 from app.errors import Conflict, Forbidden, Invalid, NotFound, Unauthenticated
+from app.languages import languages
 from app.models import Membership, OneTimeLink, Project, Role, Scope, Token, User, WebSession
 from app.models.users import MAX_NAME
 from app.services.accounts import credentials
-from app.services.accounts.passwords import hash_password, hash_secret
+from app.services.accounts.passwords import hash_password, hash_secret, require_passwords
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require_admin, require_scope
+from illume.phrases import _
 
 EMAIL_FORM = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+|[^@\s]+@localhost")
 MAX_EMAIL = 320
@@ -47,9 +49,12 @@ def add_user(
 ) -> User:
     """Add a person as a member of the named projects, with `role`. Without a password they can only use tokens.
 
-    Raises `Conflict` for a known address, `Invalid` for a bad address or name, a weak password or an unknown project.
+    Raises `Conflict` for a known address, `Invalid` for a bad address or name, a weak password or an unknown project,
+    `Forbidden` for a password where they are switched off.
     """
     require_admin(actor)
+    if password is not None:
+        require_passwords()
     email = checked_email(email)
     hashed = None if password is None else hash_password(password)
     user = User(email=email, name=checked_name(name), role=role, password_hash=hashed)
@@ -58,7 +63,7 @@ def add_user(
             session.add(user)
             session.flush()
     except IntegrityError as error:
-        raise Conflict(f"There is already an account for {email}.", field="email") from error
+        raise Conflict(_("There is already an account for %(email)s.", email=email), field="email") from error
     set_memberships(session, actor, user, project_slugs)
     audit.record(session, actor, "user.add", f"user:{user.id}", role=role.value)
     return user
@@ -71,18 +76,18 @@ def checked_email(text: str) -> str:
     """
     email = text.strip()
     if len(email) > MAX_EMAIL or not EMAIL_FORM.fullmatch(email):  # the pattern takes quadratic time
-        raise Invalid("This is not an email address.", field="email")
-    name, _, domain = email.rpartition("@")
+        raise Invalid(_("This is not an email address."), field="email")
+    name, _rest, domain = email.rpartition("@")
     if not name.isascii() or not name.isprintable():
         raise Invalid(
-            "The part of an email address before the @ may have only ASCII letters, digits and signs.", field="email"
+            _("The part of an email address before the @ may have only ASCII letters, digits and signs."), field="email"
         )
     try:
         domain = domain if domain.isascii() else idna.encode(domain, uts46=True).decode()
     except (idna.IDNAError, UnicodeError) as error:
-        raise Invalid("The domain of this email address is not valid.", field="email") from error
+        raise Invalid(_("The domain of this email address is not valid."), field="email") from error
     if not DOMAIN.fullmatch(domain):
-        raise Invalid("The domain of this email address is not valid.", field="email")
+        raise Invalid(_("The domain of this email address is not valid."), field="email")
     return f"{name}@{domain}"
 
 
@@ -93,9 +98,9 @@ def checked_name(text: str) -> str:
     """
     name = " ".join(text.split())
     if len(name) > MAX_NAME:
-        raise Invalid(f"A name may have at most {MAX_NAME} characters.", field="name")
+        raise Invalid(_("A name may have at most %(max_name)s characters.", max_name=MAX_NAME), field="name")
     if any(unicodedata.category(letter).startswith("C") and letter not in JOINERS for letter in name):
-        raise Invalid("A name may have no invisible characters.", field="name")
+        raise Invalid(_("A name may have no invisible characters."), field="name")
     return name
 
 
@@ -109,13 +114,20 @@ def set_name(session: Session, actor: Actor, user_id: int, name: str) -> User:
     return user
 
 
+def set_language(session: Session, actor: Actor, code: str) -> None:
+    """Show the pages to `actor` in the language `code`; in that of their browser if it is empty. Raises `Invalid`."""
+    if code and code not in languages():
+        raise Invalid(_("The pages do not come in this language."), field="language")
+    get_user(session, actor, actor.user_id).language = code
+
+
 def get_user(session: Session, actor: Actor, user_id: int) -> User:
     """Return a person, to an admin or to themselves. Raises `NotFound`, `Forbidden`."""
     if actor.user_id != user_id:
         require_admin(actor)
     user = session.get(User, user_id)
     if user is None:
-        raise NotFound("There is no such person.")
+        raise NotFound(_("There is no such person."))
     return user
 
 
@@ -158,7 +170,7 @@ def set_memberships(session: Session, actor: Actor, user: User, project_slugs: S
     known = {project.slug: project.id for project in projects}
     for slug in project_slugs:
         if slug not in known:
-            raise Invalid(f"There is no project '{slug}'.", field="projects")
+            raise Invalid(_("There is no project '%(slug)s'.", slug=slug), field="projects")
     session.execute(
         delete(Membership).where(Membership.user_id == user.id, Membership.project_id.not_in(known.values()))
     )
@@ -172,7 +184,7 @@ def set_project_roles(session: Session, actor: Actor, user: User, roles: Mapping
     require_admin(actor)
     known = {one.slug: one.id for one in session.scalars(select(Project).where(Project.slug.in_(roles)))}
     if unknown := next((slug for slug in roles if slug not in known), None):
-        raise Invalid(f"There is no project '{unknown}'.", field="projects")
+        raise Invalid(_("There is no project '%(unknown)s'.", unknown=unknown), field="projects")
     session.execute(
         delete(Membership).where(Membership.user_id == user.id, Membership.project_id.not_in(known.values()))
     )
@@ -215,7 +227,11 @@ def set_disabled(session: Session, actor: Actor, user_id: int, disabled: bool) -
 
 
 def set_password(session: Session, actor: Actor, user_id: int, password: str) -> User:
-    """Set a person's password; their browser sessions and open one-time links end. Raises `Invalid` for a weak one."""
+    """Set a person's password; their browser sessions and open one-time links end.
+
+    Raises `Invalid` for a weak one, `Forbidden` where passwords are switched off.
+    """
+    require_passwords()
     user = get_user(session, actor, user_id)
     require_scope(actor, Scope.admin)
     user.password_hash = hash_password(password)
@@ -232,7 +248,7 @@ def _require_another_admin(session: Session, user: User) -> None:
         select(User.id).where(User.role == Role.admin, User.disabled_at.is_(None)).order_by(User.id).with_for_update()
     )
     if not [other for other in others if other != user.id]:
-        raise Conflict("This is the last admin. Make someone else an admin first.")
+        raise Conflict(_("This is the last admin. Make someone else an admin first."))
 
 
 # Tokens
@@ -253,14 +269,17 @@ def create_token(
     user = get_user(session, actor, user_id)
     require_scope(actor, Scope.admin)
     if len(name) > 200:
-        raise Invalid("A token's name has at most 200 characters.", field="name")
+        raise Invalid(_("A token's name has at most 200 characters."), field="name")
     if max_open is not None and not 1 <= max_open <= 1000:
-        raise Invalid("max_open must be from 1 to 1000.", field="max_open")
+        raise Invalid(_("max_open must be from 1 to 1000."), field="max_open")
     if requests_per_minute is not None and not 1 <= requests_per_minute <= MAX_REQUESTS:
-        raise Invalid(f"requests_per_minute must be from 1 to {MAX_REQUESTS}.", field="requests_per_minute")
+        raise Invalid(
+            _("requests_per_minute must be from 1 to %(max_requests)s.", max_requests=MAX_REQUESTS),
+            field="requests_per_minute",
+        )
     for field, value in (("max_open", max_open), ("requests_per_minute", requests_per_minute)):
         if value is not None and actor.role is not Role.admin:
-            raise Forbidden(f"Only an admin may set {field}.", field=field)
+            raise Forbidden(_("Only an admin may set %(field)s.", field=field), field=field)
     plain = "ill_" + secrets.token_urlsafe(32)
     token = Token(
         user_id=user.id,
@@ -289,7 +308,7 @@ def revoke_token(session: Session, actor: Actor, token_id: int) -> None:
     """Revoke a token with immediate effect: one's own or, as an admin, anybody's. Raises `NotFound`."""
     token = session.get(Token, token_id)
     if token is None or (token.user_id != actor.user_id and actor.role is not Role.admin):
-        raise NotFound("There is no such token.")
+        raise NotFound(_("There is no such token."))
     require_scope(actor, Scope.admin)
     token.revoked_at = token.revoked_at or database_now(session)
     audit.record(session, actor, "token.revoke", f"token:{token.id}")

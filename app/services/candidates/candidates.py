@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import and_, func, insert, or_, select, text, update
+from sqlalchemy import and_, func, insert, literal, or_, select, text, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 
@@ -22,23 +24,34 @@ from app.models import (
     Prompt,
     PromptImage,
     PromptState,
+    SamplingFailure,
     Split,
 )
 from app.services.acceptance.overlap import first_slots
 from app.services.candidates.pools import LIVE_STATES, abandoned_sets, unsampled_prompts
 from app.services.kernel.leases import SETS, first_lease
+from app.services.projects import policies
 from app.services.projects.projects import settings_of
+from illume.fields.policies import Policy
 from illume.parts import Parts, read_parts
+from illume.phrases import _, stored_of
 from illume.texts import normalise_rationale
 
 MAX_TRIES = 3
+NEXT_PROMPT = """
+SELECT r.settings ->> 'next_prompt' FROM projects j JOIN setting_revisions r ON r.id = j.revision_id
+WHERE j.id = :project
+"""
+
+BROKEN_OFF = _("Sampling was broken off %(count)s times.", count=MAX_TRIES)
 
 
 @dataclass(frozen=True, slots=True)
 class PromptData:
     """The data of a prompt that a model or a snapshot needs. `images` are sha256s, in order.
 
-    `parts` are empty in the short form, as in `illume.records.Example`.
+    `parts` are empty in the short form, as in `illume.records.Example`. `fields` are gold values of an answer that is
+    given under `policy`.
     """
 
     id: int
@@ -50,6 +63,8 @@ class PromptData:
     references: tuple[str, ...]
     metadata: Mapping[str, Any]
     parts: Parts = ()
+    policy: Policy | None = None
+    fields: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +79,18 @@ class SamplingClaim:
 
 @dataclass(frozen=True, slots=True)
 class NewCandidate:
-    """A rationale that a model wrote. `mean_logprob` is in nats per token."""
+    """A rationale that a model wrote. `mean_logprob` is in nats per token; what a model server does not say is None.
+
+    `fields` and `invalid` are as stored.
+    """
 
     text: str
     temperature: float
-    seed: int
-    mean_logprob: float
-    n_tokens: int
+    seed: int | None
+    mean_logprob: float | None
+    n_tokens: int | None
+    fields: Mapping[str, str | None] | None = None
+    invalid: str | None = None
 
 
 # Sampling: claim, keep alive, store
@@ -94,7 +114,9 @@ def _take_over_sets(session: Session, project: Project, *, worker: str, limit: i
         .where(CandidateSet.id.in_([one.id for one in found if one.tries >= MAX_TRIES]))
         .values(
             state=CandidateSetState.failed,
-            error=func.coalesce(CandidateSet.error, f"Sampling was broken off {MAX_TRIES} times."),
+            error=func.coalesce(CandidateSet.error, BROKEN_OFF),
+            error_phrase=func.coalesce(CandidateSet.error_phrase, literal(stored_of(BROKEN_OFF), JSONB)),
+            failure=SamplingFailure.other,
         )
         .execution_options(synchronize_session=False)
     )
@@ -157,24 +179,63 @@ def store_candidates(
     answer: str | None,
     answer_source: str | None,
     rationales: Sequence[NewCandidate],
+    shown: int | None = None,
 ) -> bool:
     """Store the candidates of a set and offer it to critics. Returns False and stores nothing if the lease was lost.
 
-    Rationales that are equal after normalisation are stored once, empty ones not at all; if none is left the try has
-    failed. If another version became active meanwhile, the set is stored as `replaced` and its prompt keeps waiting.
+    With `shown`, the first so many are offered, and the others are spare until a machine critic has chosen
+    (`app.services.candidates.choosing`). Rationales that are equal after normalisation are stored once, empty ones not
+    at all; if none is left the try has failed. If another version became active meanwhile, the set is stored as
+    `replaced` and its prompt keeps waiting.
     """
-    project_id = session.scalar(select(CandidateSet.project_id).where(CandidateSet.id == set_id))
-    # The project is locked before the set, as in activation, so that an activation and a late set cannot miss each
-    # other.
-    active = session.scalar(
-        select(Project.active_version_id).where(Project.id == project_id).with_for_update(read=True)
-    )
-    found = SETS.lock(session, set_id, fence)
+    active, found = _lock_set(session, set_id, fence)
     if found is None:
         return False
     kept = _distinct(rationales)
     if not kept:
-        return fail_sampling(session, set_id, fence, error="The model wrote no rationale.")
+        return fail_sampling(session, set_id, fence, error=_("The model wrote no rationale."))
+    found.answer, found.answer_source = answer, answer_source
+    _offer(session, found, kept, active, shown=shown)
+    return True
+
+
+def store_answers(session: Session, set_id: int, fence: int, answers: Sequence[NewCandidate]) -> bool:
+    """Store structured answers as the candidates of a set, and offer it to critics unless all are invalid.
+
+    Invalid ones are kept, and shown to no critic. Returns False and stores nothing if the lease was lost.
+    """
+    active, found = _lock_set(session, set_id, fence)
+    if found is None:
+        return False
+    kept = [replace(one, text=one.text.replace("\x00", "")) for one in answers]
+    reasons = Counter(one.invalid for one in kept if one.invalid is not None)
+    if kept and reasons.total() < len(kept):
+        _offer(session, found, kept, active)
+        return True
+    _add_candidates(session, set_id, kept)
+    said = ", ".join(f"{reason} ({n})" for reason, n in reasons.most_common())
+    error = (
+        _("None of %(count)s answers is valid: %(reasons)s.", count=len(kept), reasons=said)
+        if kept
+        else _("The model wrote no answer.")
+    )
+    # Sampled again it would write the same, since seeds derive from the set.
+    return refuse_sampling(session, set_id, fence, error=error, failure=SamplingFailure.invalid)
+
+
+def _lock_set(session: Session, set_id: int, fence: int) -> tuple[int | None, CandidateSet | None]:
+    """The active version of a set's project, and the set if its lease is still held, both locked.
+
+    The project is locked before the set, as in activation, so that an activation and a late set cannot miss each other.
+    """
+    project_id = session.scalar(select(CandidateSet.project_id).where(CandidateSet.id == set_id))
+    active = session.scalar(
+        select(Project.active_version_id).where(Project.id == project_id).with_for_update(read=True)
+    )
+    return active, SETS.lock(session, set_id, fence)
+
+
+def _add_candidates(session: Session, set_id: int, kept: Sequence[NewCandidate], *, shown: int | None = None) -> None:
     rows = [
         {
             "candidate_set_id": set_id,
@@ -184,21 +245,35 @@ def store_candidates(
             "seed": candidate.seed,
             "mean_logprob": candidate.mean_logprob,
             "n_tokens": candidate.n_tokens,
+            "fields": candidate.fields,
+            "invalid": candidate.invalid,
+            "spare": shown is not None and position >= shown,
         }
         for position, candidate in enumerate(kept)
     ]
-    session.execute(insert(Candidate), rows)
-    found.answer, found.answer_source = answer, answer_source
+    if rows:
+        session.execute(insert(Candidate), rows)
+
+
+def _offer(
+    session: Session,
+    found: CandidateSet,
+    kept: Sequence[NewCandidate],
+    active: int | None,
+    *,
+    shown: int | None = None,
+) -> None:
+    """Give a locked set its candidates, and offer it unless another version became active meanwhile."""
+    _add_candidates(session, found.id, kept, shown=shown)
     found.spread = logprob_spread([candidate.mean_logprob for candidate in kept])
-    wants = "SELECT r.settings -> 'uncertain_first' FROM projects j JOIN setting_revisions r ON r.id = j.revision_id"
-    if session.scalar(text(f"{wants} WHERE j.id = :project"), {"project": project_id}):
+    if found.spread is not None and session.scalar(text(NEXT_PROMPT), {"project": found.project_id}) == "uncertain":
         found.lift = found.spread / (1 + found.spread)
     SETS.release(found)
     found.error = None
     if found.version_id != active:
         found.state = CandidateSetState.replaced
         session.flush()
-        return True
+        return
     found.state = CandidateSetState.ready
     session.flush()
     session.execute(
@@ -206,12 +281,17 @@ def store_candidates(
         .where(Prompt.id == found.prompt_id, Prompt.state == PromptState.waiting)
         .values(state=PromptState.ready)
     )
-    return True
 
 
-def logprob_spread(logprobs: Sequence[float]) -> float:
-    """How unsure a model is, in nats: the standard deviation of its candidates' mean log-probabilities."""
-    return statistics.pstdev(logprobs) if logprobs else 0.0
+def logprob_spread(logprobs: Sequence[float | None]) -> float | None:
+    """How unsure a model is, in nats: the standard deviation of its candidates' mean log-probabilities.
+
+    None where one of them is unknown.
+    """
+    known = [one for one in logprobs if one is not None]
+    if len(known) < len(logprobs):
+        return None
+    return statistics.pstdev(known) if known else 0.0
 
 
 def fail_sampling(session: Session, set_id: int, fence: int, *, error: str) -> bool:
@@ -222,7 +302,18 @@ def fail_sampling(session: Session, set_id: int, fence: int, *, error: str) -> b
     SETS.release(found)
     found.error = error
     if found.tries >= MAX_TRIES:
-        found.state = CandidateSetState.failed
+        found.state, found.failure = CandidateSetState.failed, SamplingFailure.other
+    session.flush()
+    return True
+
+
+def refuse_sampling(session: Session, set_id: int, fence: int, *, error: str, failure: SamplingFailure) -> bool:
+    """Record that trying a set again is of no use. Returns False if the lease was lost."""
+    found = SETS.lock(session, set_id, fence)
+    if found is None:
+        return False
+    SETS.release(found)
+    found.error, found.state, found.failure = error, CandidateSetState.failed, failure
     session.flush()
     return True
 
@@ -309,8 +400,11 @@ def load_prompts_data(session: Session, prompt_ids: Sequence[int]) -> dict[int, 
             Prompt.answer,
             Prompt.references,
             Prompt.extra,
+            Prompt.policy_version_id,
+            Prompt.fields,
         ).where(id_in(Prompt.id, prompt_ids))
-    )
+    ).all()
+    said = policies.load_policies(session, [row.policy_version_id for row in prompts])
     return {
         row.id: PromptData(
             id=row.id,
@@ -322,6 +416,8 @@ def load_prompts_data(session: Session, prompt_ids: Sequence[int]) -> dict[int, 
             references=tuple(row.references),
             metadata=row.extra,
             parts=read_parts(row.parts or (), images.get(row.id, ()), key="sha256"),
+            policy=said.get(row.policy_version_id),
+            fields=row.fields or {},
         )
         for row in prompts
     }

@@ -10,15 +10,18 @@ from sqlalchemy.orm import Session, aliased
 from app.models import (
     Assignment,
     AssignmentState,
+    Candidate,
     CandidateSet,
     CandidateSetState,
     Project,
     Prompt,
     PromptState,
+    SamplingFailure,
 )
 from app.services.kernel import counters
 from app.services.kernel.leases import held, lapsed
 from app.services.projects import pauses
+from app.services.projects.choice import LOCAL
 from app.services.projects.projects import settings_of
 
 MAX_COUNTED = 1000
@@ -115,13 +118,44 @@ def has_unsampled(session: Session, project: Project) -> bool:
     return bool(left or _count(session, unsampled_prompts(session, project), 1))
 
 
-def list_starving(session: Session, *, without: int) -> list[int]:
-    """The projects, but for one, whose critics have nothing to claim though prompts wait and the model can be used."""
-    others = session.scalars(select(Project).where(Project.id != without).order_by(Project.id))
+def count_failures(session: Session, project: Project) -> dict[str, int]:
+    """How many waiting prompts the active version has failed on for good, by the kind of reason."""
+    rows = session.execute(
+        select(CandidateSet.failure, func.count(CandidateSet.prompt_id.distinct()))
+        .join(Prompt, Prompt.id == CandidateSet.prompt_id)
+        .where(
+            CandidateSet.project_id == project.id,
+            CandidateSet.version_id == project.active_version_id,
+            CandidateSet.state == CandidateSetState.failed,
+            Prompt.state == PromptState.waiting,
+        )
+        .group_by(CandidateSet.failure)
+    )
+    return {str(failure or SamplingFailure.other): n for failure, n in rows}
+
+
+def count_invalid(session: Session, project: Project) -> tuple[int, int]:
+    """How many of the active version's structured answers are invalid, and how many it wrote."""
+    row = session.execute(
+        select(func.count(Candidate.invalid), func.count())
+        .select_from(CandidateSet)
+        .join(Candidate, Candidate.candidate_set_id == CandidateSet.id)
+        .where(CandidateSet.project_id == project.id, CandidateSet.version_id == project.active_version_id)
+    ).one()
+    return row[0], row[1]
+
+
+def list_starving(session: Session, *, without: int | None = None) -> list[int]:
+    """The projects whose critics have nothing to claim though prompts wait and the model can be used; `without` one.
+
+    Those that sample from a model server are not among them: they need no device.
+    """
+    others = session.scalars(select(Project).where(Project.id.is_distinct_from(without)).order_by(Project.id))
     return [
         project.id
         for project in others
         if project.active_version_id is not None
+        and settings_of(session, project).engine == LOCAL
         and count_claimable(session, project, limit=1) == 0
         and _count(session, unsampled_prompts(session, project), 1) > 0
         and not pauses.is_paused(session, project)

@@ -9,6 +9,7 @@ from sqlalchemy import Table, and_, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from app import queue
+from app.db.base import phrased
 from app.errors import Conflict, NotFound
 from app.models import (
     Assignment,
@@ -43,6 +44,7 @@ from app.services.kernel.leases import IMPORTS
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
 from app.services.rounds import rounds
 from app.services.rounds.versions import lock_project
+from illume.phrases import _
 
 MAX_PROMPTS_SEARCHED = 50_000
 """Images of a project are counted over at most this many prompts, so that the page appears at once."""
@@ -102,9 +104,9 @@ def _get_erasable_person(session: Session, actor: Actor, user_id: int) -> User:
     require_admin(actor)
     user = users.get_user(session, actor, user_id)
     if user.erased_at is not None:
-        raise NotFound("This person has already been erased.")
+        raise NotFound(_("This person has already been erased."))
     if user.id == actor.user_id:
-        raise Conflict("You cannot erase yourself: ask another admin.")
+        raise Conflict(_("You cannot erase yourself: ask another admin."))
     return user
 
 
@@ -155,7 +157,7 @@ def image_impact(session: Session, actor: Actor, sha256: str) -> ErasureImpact:
     """The impact of erasing an image: every prompt that shows it, in all projects. Raises `NotFound`."""
     require_admin(actor)
     if session.get(Image, sha256) is None:
-        raise NotFound("There is no such image.")
+        raise NotFound(_("There is no such image."))
     prompts = select(PromptImage.prompt_id).where(PromptImage.sha256 == sha256)
     verdicts = select(Verdict.id).where(Verdict.prompt_id.in_(prompts))
     projects = select(Prompt.project_id).where(Prompt.id.in_(prompts))
@@ -193,7 +195,7 @@ def _get_project(session: Session, actor: Actor, slug: str) -> Project:
     require_admin(actor)
     project = session.scalar(select(Project).where(Project.slug == slug, Project.erased_at.is_(None)))
     if project is None:
-        raise NotFound("There is no such project.")
+        raise NotFound(_("There is no such project."))
     return project
 
 
@@ -214,7 +216,7 @@ def erase_project(session: Session, actor: Actor, slug: str) -> Erasure:
         session,
         and_(Import.project_id == project.id, Import.finished_at.is_(None)),
         state=ImportState.failed,
-        error="The project has been erased.",
+        **phrased(error=_("The project has been erased.")),
         finished_at=func.now(),
     )
     project.slug, project.name, project.erased_at = f"erased-{project.id}", "erased", func.now()
@@ -241,7 +243,7 @@ def get_erasure(session: Session, actor: Actor, erasure_id: int) -> Erasure:
     require_admin(actor)
     found = session.get(Erasure, erasure_id)
     if found is None:
-        raise NotFound("There is no such erasure.")
+        raise NotFound(_("There is no such erasure."))
     return found
 
 

@@ -9,15 +9,18 @@ from typing import Any
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
+from app.db.base import phrased
 from app.db.sessions import session_scope
 from app.models import (
     Comparison,
+    CriticJob,
     Erasure,
     ErasureKind,
     ErasureState,
     Image,
     Import,
     ModelVersion,
+    Policy,
     Project,
     Prompt,
     PromptImage,
@@ -34,6 +37,7 @@ from app.services.erasure.tombstones import retract_verdicts, tombstone_prompts
 from app.services.kernel.actors import SYSTEM
 from app.services.projects.projects import parse_settings
 from app.services.rounds import preparing, rounds
+from illume.phrases import _, said_by
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +70,10 @@ def run_erasure(erasure_id: int, *, check: Callable[[], None] = lambda: None) ->
                 check()
     except ErasureBlocked as reason:
         log.info("erasing %s waits: %s", erasure_id, reason)
-        _update_erasure(erasure_id, error=str(reason))
+        _update_erasure(erasure_id, **phrased(error=said_by(reason)))
         return
     remove_files()
-    _update_erasure(erasure_id, error=None, state=ErasureState.done, finished_at=func.now())
+    _update_erasure(erasure_id, **phrased(error=None), state=ErasureState.done, finished_at=func.now())
 
 
 class ErasureBlocked(Exception):
@@ -154,7 +158,7 @@ def _steps_of_project(subject: str) -> Iterator[Step]:
     def wait_for_round(session: Session) -> dict[str, int]:
         active = rounds.active_round(session, session.get_one(Project, project_id))
         if active is not None:
-            raise ErasureBlocked(f"Round {active.number} of the project is still running.")
+            raise ErasureBlocked(_("Round %(number)s of the project is still running.", number=active.number))
         return {}
 
     def prompts(session: Session) -> dict[str, int]:
@@ -199,9 +203,11 @@ def _forget_rest(session: Session, project_id: int) -> dict[str, int]:
     session.execute(update(ModelVersion).where(ModelVersion.project_id == project_id).values(adapter=None))
     schedule_removal(session, adapters)
     session.execute(delete(RoundEvent).where(RoundEvent.round_id.in_(of_project)))
-    session.execute(update(Round).where(Round.project_id == project_id).values(error=None, progress={}))
+    session.execute(update(Round).where(Round.project_id == project_id).values(**phrased(error=None), progress={}))
     session.execute(delete(Comparison).where(Comparison.project_id == project_id))
+    session.execute(delete(CriticJob).where(CriticJob.project_id == project_id))
     session.execute(delete(Import).where(Import.project_id == project_id))
+    session.execute(delete(Policy).where(Policy.project_id == project_id))
     plain = parse_settings({}).model_dump(mode="json")
     session.execute(update(SettingRevision).where(SettingRevision.project_id == project_id).values(settings=plain))
     for snapshot in session.scalars(select(Snapshot).where(Snapshot.project_id == project_id)):

@@ -31,16 +31,20 @@ from app.services.judging.change import release_if_unflagged, release_slot
 from app.services.quality import reviews
 
 ERASED_TEXT = "(erased)"
-TEXT_LISTS = ("rationales", "own", "gold")  # lists of texts in an evaluation's scores, one entry per prompt
+TEXT_LISTS = ("rationales", "own", "gold", "answers")  # lists of texts in an evaluation's scores, one entry per prompt
 # They appear in the feed once more, as deleted, behind everything that anybody has read.
 TOMBSTONE_VERDICTS = text("""
 WITH tombstones AS (
     UPDATE verdicts SET deleted = true, current = false, xid = pg_current_xact_id(), kind = 'skipped', reason = NULL,
         rationale = NULL, rationale_key = NULL, edited_from = NULL, tags = '{}', comment = NULL, seconds = NULL,
-        exhaustive = true, shown = '{}', weight = 1
+        exhaustive = true, fields = NULL, shown = '{}', weight = 1
     WHERE id = ANY (CAST(:verdicts AS bigint[]))
 ), deleted_picks AS (
     DELETE FROM picks WHERE verdict_id = ANY (CAST(:verdicts AS bigint[]))
+), blind_values AS (
+    UPDATE assignments SET blind = NULL
+    WHERE blind IS NOT NULL
+      AND id IN (SELECT assignment_id FROM verdicts WHERE id = ANY (CAST(:verdicts AS bigint[])))
 ), deleted_deliveries AS (
     DELETE FROM webhook_deliveries
     WHERE event = 'verdict' AND payload -> 'data' ->> 'id' = ANY (CAST(:verdicts AS text[]))
@@ -52,7 +56,8 @@ WITH over AS (
     UPDATE candidate_sets SET state = 'replaced', taken = 0, answer = NULL, worker = NULL, fence = fence + 1
     WHERE prompt_id = ANY (CAST(:prompts AS bigint[])) RETURNING id
 )
-UPDATE assignments a SET shown = '{}', state = CASE a.state WHEN 'judged' THEN 'released' ELSE 'lapsed' END
+UPDATE assignments a
+SET shown = '{}', blind = NULL, state = CASE a.state WHEN 'judged' THEN 'released' ELSE 'lapsed' END
 FROM over WHERE a.candidate_set_id = over.id AND a.state IN ('open', 'judged')
 """)
 
@@ -114,6 +119,8 @@ def tombstone_prompts(session: Session, prompt_ids: Sequence[int]) -> int:
             question=ERASED_TEXT,
             parts=None,
             answer=None,
+            policy_version_id=None,
+            fields=None,
             references=[],
             extra={},
             external_id=None,

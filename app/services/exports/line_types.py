@@ -28,6 +28,12 @@ TEXTS = (
     "reason",
     "comment",
     "supersedes",
+    "model",
+    "blind",
+    "accepted",
+    "gold",
+    "policy",
+    "judge",
 )
 ABSENT: Mapping[str, Any] = MappingProxyType(
     {
@@ -36,11 +42,14 @@ ABSENT: Mapping[str, Any] = MappingProxyType(
         "seconds": -1.0,
         "temperature": -1.0,
         "mean_logprob": 1.0,  # the logarithm of a probability is never positive
+        **dict.fromkeys(("helpfulness", "verifier"), -1e9),  # differences of logarithms of probabilities
     }
 )
 # A quote inside a text is escaped, and PostgreSQL writes a space after the colons of `metadata`: neither can match.
 _NULLS = [(f'"{name}":null'.encode(), f'"{name}":{json.dumps(value)}'.encode()) for name, value in ABSENT.items()]
-_WHOLE_FLOAT = re.compile(rb'"(?:seconds|temperature|mean_logprob|critic_weight)":-?[0-9]+(?=[,}])')
+_WHOLE_FLOAT = re.compile(
+    rb'"(?:seconds|temperature|mean_logprob|helpfulness|verifier|critic_weight)":-?[0-9]+(?=[,}])'
+)
 
 
 def give_types(lines: bytes) -> bytes:
@@ -67,4 +76,11 @@ def without_absent(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _replace_absent(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: None if name in ABSENT and value == ABSENT[name] else value for name, value in values.items()}
+    return {
+        name: _replace_absent(value)
+        if name == "scores" and isinstance(value, dict)
+        else None
+        if name in ABSENT and value == ABSENT[name]
+        else value
+        for name, value in values.items()
+    }

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from app.services.exports.shapes import ExportRow, Format, Shape, Task, image_paths, sha256_of
 from app.services.kernel.store import get_store
+from illume.fields.definitions import AnswerFields
 
 GROUP_ROWS = 2000
 GROUP_BYTES = 24 * 1024 * 1024
@@ -44,6 +45,7 @@ CANDIDATE = pa.struct(
         ("temperature", FLOAT),
         ("seed", TEXT),
         ("mean_logprob", FLOAT),
+        ("scores", pa.struct([("helpfulness", FLOAT), ("verifier", FLOAT)])),
         ("picked", BOOLEAN),
         ("tags", pa.list_(TEXT)),
     ]
@@ -85,13 +87,28 @@ RECORD = [
     ("snapshots", pa.list_(TEXT)),
     ("created_at", TEXT),
 ]
+FIELD_ROW = [
+    ("schema_version", INTEGER),
+    *((name, TEXT) for name in ("id", "prompt", "external_id", "split", "image", "policy", "verdict", "judge")),
+    *((name, TEXT) for name in ("version", "field", "model", "blind", "critic", "accepted", "gold", "created_at")),
+]
+STATUS_TEXTS = [(name, TEXT) for name in ("name", "status", "default", "allowed", "strict")]
+RECORD_POLICY = pa.struct(
+    [
+        *((name, TEXT) for name in ("id", "name", "sha256", "preamble")),
+        ("number", INTEGER),
+        ("categories", pa.list_(pa.struct(STATUS_TEXTS))),
+    ]
+)
 FEATURES = {TEXT: "string", INTEGER: "int64", FLOAT: "float64", BOOLEAN: "bool", pa.binary(): "binary"}
 
 
 def columns_of(shape: Shape, *, embed: bool) -> list[tuple[str, pa.DataType]]:
     """The columns of a format, in order."""
+    if shape.format is Format.fields:
+        return FIELD_ROW
     if shape.format.is_of_verdicts:
-        return RECORD
+        return RECORD if shape.fields is None else structured_record(shape.fields)
     task = shape.rows_for
     rejected = [("rejected_candidate", TEXT)] if task is Task.preference else []
     if shape.format is Format.sharegpt:
@@ -104,6 +121,15 @@ def columns_of(shape: Shape, *, embed: bool) -> list[tuple[str, pa.DataType]]:
         images = ("images", pa.list_(IMAGE))
     label = [("label", BOOLEAN)] if task is Task.kto else []
     return [*ORIGIN, *rejected, *columns, *label, images]
+
+
+def structured_record(fields: AnswerFields) -> list[tuple[str, pa.DataType]]:
+    """The columns of records where answers have fields."""
+    answer = pa.struct([(name, TEXT) for name in fields.names])
+    judged = pa.struct([(name, TEXT) for name in fields.names if name != fields.rationale.name])
+    candidate = pa.struct([*((one.name, one.type) for one in CANDIDATE), ("fields", answer), ("invalid", TEXT)])
+    columns = {**dict(RECORD), "candidates": pa.list_(candidate), "policy": RECORD_POLICY, "gold": answer}
+    return list({**columns, "fields": judged, "blind": judged}.items())
 
 
 def schema_of(shape: Shape, *, embed: bool) -> pa.Schema:
@@ -121,7 +147,9 @@ def line_features(shape: Shape) -> dict[str, Any]:
     """
     sizes = [("width", INTEGER), ("height", INTEGER)] if shape.format.is_of_verdicts else []
     image = TEXT if shape.format is Format.sharegpt else pa.struct([("sha256", TEXT), ("path", TEXT), *sizes])
-    columns = {**dict(columns_of(shape, embed=False)), "images": pa.list_(image)}
+    columns = dict(columns_of(shape, embed=False))
+    if "images" in columns:
+        columns["images"] = pa.list_(image)
     columns.pop("image_sizes", None)
     return {name: feature_of(kind) for name, kind in columns.items()}
 
@@ -226,6 +254,6 @@ def to_parquet_values(row: ExportRow, images: Mapping[str, bytes], shape: Shape,
     if shape.format is Format.records:
         values["metadata"] = json.dumps(row.get("metadata", {}), ensure_ascii=False)
         values["image_sizes"] = row.get("images", [])
-    if shape.format is not Format.sharegpt or embed:
+    if shape.format is not Format.fields and (shape.format is not Format.sharegpt or embed):
         values["images"] = [{"bytes": images.get(path), "path": path} for path in image_paths(row)]
     return values

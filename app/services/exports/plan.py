@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import heapq
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 import orjson
@@ -15,7 +17,7 @@ from sqlalchemy import exists, func, select, text
 from sqlalchemy.orm import Session
 
 from app.errors import Forbidden, Invalid, NotFound
-from app.models import AuditEvent, ModelVersion, Project, Round, Snapshot, Split, User, Verdict
+from app.models import AuditEvent, MachineAccept, ModelVersion, Project, Round, Snapshot, Split, User, Verdict
 from app.services.acceptance.counting import Aggregation
 from app.services.accounts.users import pseudonym
 from app.services.exports.judged_prompts import (
@@ -26,6 +28,7 @@ from app.services.exports.judged_prompts import (
     snapshot_file_pages,
 )
 from app.services.exports.line_types import give_types, read_row
+from app.services.exports.machine import in_pages, machine_row_pages
 from app.services.exports.reader import (
     RecordFilter,
     View,
@@ -39,6 +42,7 @@ from app.services.exports.shapes import (
     ExportRow,
     Format,
     PromptRenderer,
+    RecordPrompt,
     Shape,
     Task,
     counting_rules,
@@ -50,9 +54,13 @@ from app.services.kernel.paging import check_limit, decode_cursor, encode_cursor
 from app.services.kernel.rights import SEES, Right
 from app.services.kernel.text_rules import check_time
 from app.services.kernel.visible_fields import AnswerShape, shown_to
+from app.services.projects.policies import hides_answers
 from app.services.projects.projects import settings_of
 from app.settings import get_settings
+from illume.fields.definitions import AnswerFields, read_answer_fields
 from illume.model.prompting import prompt_parts
+from illume.parts import Parts
+from illume.phrases import _
 
 SNAPSHOT_PATTERN = re.compile(r"[0-9]+:[0-9]+:[0-9,]*")
 
@@ -60,6 +68,8 @@ SNAPSHOT_PATTERN = re.compile(r"[0-9]+:[0-9]+:[0-9,]*")
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
     """What an export should contain. `critic` is a pseudonym, an id or `me`; `round` means the snapshot of that round.
+
+    `machine`: also what only a machine critic accepted, in rows to train on that are no comparisons.
 
     `split` defaults to train for rows to train on, and to all splits for verdicts.
 
@@ -75,16 +85,24 @@ class ExportRequest:
     since: datetime | None = None
     split: Split | None = None
     snapshot: str | None = None
+    machine: bool = False
 
     @property
     def exported_split(self) -> Split | None:
         """The split whose prompts are exported; None for all of them."""
-        return self.split if self.split is not None or self.format.is_of_verdicts else Split.train
+        return self.split if self.split is not None or not self.format.is_for_training else Split.train
 
     def filters(self) -> dict[str, str]:
         """The filters that are set, as text."""
         names = ("round", "version", "critic", "since", "split", "snapshot")
-        return {name: str(value) for name in names if (value := getattr(self, name)) is not None}
+        found = {name: str(value) for name in names if (value := getattr(self, name)) is not None}
+        return {**found, "machine": "true"} if self.machine else found
+
+
+def _parse_switch(value: str) -> bool:
+    if value not in ("true", "false"):
+        raise ValueError(value)
+    return value == "true"
 
 
 def parse_request(values: Mapping[str, str]) -> ExportRequest:
@@ -95,13 +113,16 @@ def parse_request(values: Mapping[str, str]) -> ExportRequest:
         "task": Task,
         "since": lambda value: check_time(datetime.fromisoformat(value)),
         "split": Split,
+        "machine": _parse_switch,
     }
     found: dict[str, Any] = {}
     for name, value in values.items():
         try:
             found[name] = kinds.get(name, str)(value)
         except ValueError as error:
-            raise Invalid(f"{name}: '{value[:40]}' cannot be read.", field=name) from error
+            raise Invalid(
+                _("%(name)s: '%(value)s' cannot be read.", name=name, value=value[:40]), field=name
+            ) from error
     return ExportRequest(**found)
 
 
@@ -110,7 +131,8 @@ class ExportPlan:
     """An export whose content is fixed: later verdicts are not in it.
 
     `weigh`: votes are weighted by their critics' reliability. The export starts after the row with the id `after`.
-    `etag` changes whenever the content might change.
+    `etag` changes whenever the content might change. `machine`: what only a machine critic accepted is in it too, that
+    of a snapshot from the file of its rows, `rows_key`.
     """
 
     slug: str
@@ -122,6 +144,8 @@ class ExportPlan:
     digest: str
     rights: frozenset[Right]
     after: str = ""
+    machine: bool = False
+    rows_key: str | None = None
 
     def cursor(self, after: str) -> str:
         """A cursor that continues after the row `after`, in the same view."""
@@ -144,15 +168,20 @@ def plan_export(
     rights = require(session, actor, project)
     if not rights >= SEES:
         _refuse_unblinding(actor, request)
+    if request.machine:
+        _check_machine(request)
     critic = None if request.critic is None else _critic_id(session, actor, project, request.critic)
     if request.since is not None and request.since.tzinfo is None:
-        raise Invalid("since needs a time zone, such as 2026-01-31T12:00:00Z.", field="since")
+        raise Invalid(_("since needs a time zone, such as 2026-01-31T12:00:00Z."), field="since")
     version = None if request.version is None else _known(session, project, ModelVersion, request.version, "version")
     snapshot = _snapshot(session, project, request)
     settings = settings_of(session, project).model_dump() if snapshot is None else snapshot.settings.get("project", {})
     aggregation = request.aggregation or Aggregation(settings.get("aggregation", "any"))
     template = str(settings.get("template") or settings_of(session, project).template)
     weigh = bool(settings.get("weigh_reliability"))
+    fields = read_answer_fields(found) if (found := settings.get("answer_fields")) else None
+    if request.format is Format.fields and fields is None:
+        raise Invalid(_("format: the project has no answer_fields."), field="format")
     digest = _digest(
         request.format, request.task, aggregation, weigh, template, critic, sorted(request.filters().items())
     )
@@ -171,9 +200,17 @@ def plan_export(
     has_file = snapshot is not None and snapshot.records_key is not None
     snapshot_file = _snapshot_file(project, snapshot, filters) if snapshot is not None and has_file else None
     state = snapshot_file.key if snapshot_file is not None else _content_state(session, project, view)
+    if request.machine:
+        state = f"{state} {_machine_state(session, project)}"
     return ExportPlan(
         slug=project.slug,
-        shape=Shape(request.format, aggregation, make_prompt_renderer(template), request.task),
+        shape=Shape(
+            request.format,
+            aggregation,
+            make_prompt_renderer(template, structured=fields is not None),
+            request.task,
+            fields,
+        ),
         weigh=weigh,
         filters=filters,
         snapshot_file=snapshot_file,
@@ -181,23 +218,44 @@ def plan_export(
         digest=digest,
         after=after,
         rights=rights,
+        machine=request.machine,
+        rows_key=None if snapshot is None else snapshot.file_key or snapshot.sha256,
     )
+
+
+def _check_machine(request: ExportRequest) -> None:
+    """Raise `Invalid` for formats and filters of which nothing that a machine accepted can be part."""
+    task = request.task if request.format is Format.sharegpt else request.format
+    if task not in (Format.sft, Task.sft):
+        raise Invalid(_("machine: only rows of the task sft can hold what a machine critic accepted."), field="machine")
+    if request.critic is not None or request.since is not None:
+        raise Invalid(_("machine: leave out critic and since, which are about people's verdicts."), field="machine")
 
 
 def _refuse_unblinding(actor: Actor, request: ExportRequest) -> None:
     """Raise `Forbidden` for what a critic may not ask: others' records, and filters or formats that tell of them."""
     if request.critic not in ("me", str(actor.user_id)):
-        raise Forbidden("A critic may have their own records only: ask for critic=me.", field="critic")
+        raise Forbidden(_("A critic may have their own records only: ask for critic=me."), field="critic")
     if request.format is not Format.records:
-        raise Forbidden("A critic may have their own verdicts as format=records only.", field="format")
+        raise Forbidden(_("A critic may have their own verdicts as format=records only."), field="format")
     for field in ("round", "version", "snapshot"):
         if getattr(request, field) is not None:
-            raise Forbidden(f"A critic may not filter by {field}: it tells what became of verdicts.", field=field)
+            raise Forbidden(
+                _("A critic may not filter by %(field)s: it tells what became of verdicts.", field=field), field=field
+            )
 
 
-def make_prompt_renderer(template: str) -> PromptRenderer:
-    """A function that renders the prompt of a rationale by a project's template; without an answer, of the question."""
-    return functools.lru_cache(maxsize=64)(functools.partial(prompt_parts, template=template))
+def make_prompt_renderer(template: str, *, structured: bool = False) -> PromptRenderer:
+    """A function that renders the prompt of a rationale by a project's template; without an answer, of the question.
+
+    A structured answer follows the question.
+    """
+
+    @functools.lru_cache(maxsize=64)
+    def render(prompt: RecordPrompt, answer: str | None) -> Parts:
+        return prompt_parts(prompt, None if structured else answer, template=template, policy=prompt.policy)
+
+    return render
 
 
 def _digest(*parts: Any) -> str:
@@ -210,12 +268,12 @@ def _start(session: Session, digest: str, cursor: str | None, after: str | None)
     if cursor is not None:
         position, made_for, after_row = decode_cursor(cursor, str, str, str)
         if made_for != digest:
-            raise Invalid("This cursor was made for another format or other filters.", field="cursor")
+            raise Invalid(_("This cursor was made for another format or other filters."), field="cursor")
         view = _checked_view(session, position)
     after_row = after if after is not None else after_row
-    head, _, tail = after_row.partition("-")
+    head, _rest, tail = after_row.partition("-")
     if after_row and not (head.isdecimal() and len(head) < 19 and (not tail or (tail.isdecimal() and len(tail) < 10))):
-        raise Invalid("after must be the id of a row of this dataset.", field="after")
+        raise Invalid(_("after must be the id of a row of this dataset."), field="after")
     return view, after_row
 
 
@@ -225,7 +283,7 @@ def _checked_view(session: Session, position: str) -> View:
         text("SELECT pg_input_is_valid(:position, 'pg_snapshot')"), {"position": position}
     )
     if not known:
-        raise Invalid("This cursor is not valid: start again without one.", field="cursor")
+        raise Invalid(_("This cursor is not valid: start again without one."), field="cursor")
     return View(position)
 
 
@@ -242,6 +300,15 @@ def _content_state(session: Session, project: Project, view: View) -> str:
     return f"{xid} {audit} {view.position.rpartition(':')[2]}"
 
 
+def _machine_state(session: Session, project: Project) -> str:
+    """A text that changes whenever what a machine accepted changes."""
+    mine = MachineAccept.project_id == project.id
+    found = session.execute(
+        select(func.count(), func.max(MachineAccept.created_at), func.max(MachineAccept.candidate_id)).where(mine)
+    ).one()
+    return str(tuple(found))
+
+
 def _known(
     session: Session, project: Project, kind: type[ModelVersion | Round | Snapshot], value: str, name: str
 ) -> int:
@@ -251,25 +318,28 @@ def _known(
     except NotFound:
         found = None
     if found is None:
-        raise Invalid(f"{name}: there is no {name} '{value[:40]}' in this project.", field=name)
+        raise Invalid(
+            _("%(name)s: there is no %(name)s '%(value)s' in this project.", name=name, value=value[:40]), field=name
+        )
     return found
 
 
 def _snapshot(session: Session, project: Project, request: ExportRequest) -> Snapshot | None:
     if request.snapshot is not None and request.round is not None:
-        raise Invalid("Ask for a round or for a snapshot, not for both.", field="snapshot")
+        raise Invalid(_("Ask for a round or for a snapshot, not for both."), field="snapshot")
     if request.round is not None:
         of_round = session.get_one(Round, _known(session, project, Round, request.round, "round"))
         if of_round.snapshot_id is None:
             raise Invalid(
-                f"round: the snapshot of training round {of_round.number} has not been taken yet.", field="round"
+                _("round: the snapshot of training round %(number)s has not been taken yet.", number=of_round.number),
+                field="round",
             )
         return session.get_one(Snapshot, of_round.snapshot_id)
     if request.snapshot is None:
         return None
     found = session.get_one(Snapshot, _known(session, project, Snapshot, request.snapshot, "snapshot"))
     if not found.prepared:
-        raise Invalid(f"snapshot: snapshot {found.number} has not been taken yet.", field="snapshot")
+        raise Invalid(_("snapshot: snapshot %(number)s has not been taken yet.", number=found.number), field="snapshot")
     return found
 
 
@@ -293,7 +363,7 @@ def _critic_id(session: Session, actor: Actor, project: Project, critic: str) ->
     for critic_id in session.scalars(select(User.id).where(has_judged)):
         if critic in (str(critic_id), pseudonym(project.id, critic_id, key)):
             return critic_id
-    raise Invalid(f"critic: nobody in this project is '{critic[:40]}'.", field="critic")
+    raise Invalid(_("critic: nobody in this project is '%(critic)s'.", critic=critic[:40]), field="critic")
 
 
 def list_critics(session: Session, actor: Actor, project: Project) -> list[tuple[str, str]]:
@@ -339,12 +409,23 @@ def record_pages(export: ExportPlan, limit: int | None = None) -> Iterator[bytes
     if export.snapshot_file is not None:
         return snapshot_file_pages(export.snapshot_file, export.after)
     pages = pages_by_verdict(export.filters, after=int(export.after or 0), limit=limit)
-    return (_shown_records(page, export.rights) for page in pages) if export.filters.blind else pages
+    return (_shown_records(page, export) for page in pages) if export.filters.blind else pages
 
 
-def _shown_records(page: bytes, rights: frozenset[Right]) -> bytes:
-    """The records of a page with the fields that a member with these rights may see."""
-    return to_json_lines([shown_to(rights, AnswerShape.record, orjson.loads(line)) for line in page.splitlines()])
+def _shown_records(page: bytes, export: ExportPlan) -> bytes:
+    """The records of a page as a member with the export's rights may see them."""
+    records = (orjson.loads(line) for line in page.splitlines())
+    return to_json_lines([show_record(record, export.rights, export.shape.fields) for record in records])
+
+
+def show_record(record: Mapping[str, Any], rights: frozenset[Right], fields: AnswerFields | None) -> dict[str, Any]:
+    """A critic's own record: the fields that they may see, and of structured answers the candidates they were shown."""
+    changed: dict[str, Any] = {"answer": None} if hides_answers(fields) else {}
+    if fields is not None:
+        # Without a rating none was shown, and invalid ones are shown to nobody.
+        seen = record["shown"] if record.get("fields") else ()
+        changed["candidates"] = [one for one in record["candidates"] if one["id"] in seen]
+    return shown_to(rights, AnswerShape.record, {**record, **changed})
 
 
 def row_pages(export: ExportPlan) -> Iterator[list[ExportRow]]:
@@ -376,7 +457,18 @@ def training_row_pages(export: ExportPlan) -> Iterator[list[ExportRow]]:
         pages = live_prompts(export.filters, rules, start)
     else:
         pages = prompts_in_snapshot_file(export.snapshot_file, rules, start)
-    return filter(None, map(with_backpressure(make_page), pages))
+    judged = filter(None, map(with_backpressure(make_page), pages))
+    if not export.machine:
+        return judged
+    first = start + (prompt != "")  # a prompt has rows of people or of the machine, and of the machine only one
+    accepted = machine_row_pages(export.filters, export.shape, export.rows_key, first)
+    return _merge_pages(judged, accepted)
+
+
+def _merge_pages(*pages: Iterator[list[ExportRow]]) -> Iterator[list[ExportRow]]:
+    """Pages of the rows of several streams that are each in the order of their prompts, in that order."""
+    rows = heapq.merge(*map(chain.from_iterable, pages), key=lambda row: int(row["prompt_id"]))
+    return in_pages(rows)
 
 
 def read_page(export: ExportPlan, limit: int) -> tuple[bytes, str | None]:

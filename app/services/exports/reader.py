@@ -62,15 +62,33 @@ _PARTS = """coalesce(CAST(p.parts AS text), concat('[', (
 ), '{"type":"text","text":', to_json(p.question), '}]'))"""
 # `||` joins short parts that are never null, because `concat` copies each argument twice more.
 _TAGS = "CASE WHEN v.tagged THEN coalesce(CAST(v.tags -> c.id::text AS text), '[]') ELSE '[]' END"
+# In pieces: a colon before a word would be a parameter.
+_NO_SCORES = """'{"helpfulness":' || 'null,"verifier":' || 'null}'"""
+
+
+def _newest_score(kind: str) -> str:
+    newest = f"(array_agg(x.score ORDER BY x.version_id DESC) FILTER (WHERE m.metrics ->> 'critic' = '{kind}'))[1]"
+    return f"coalesce({_number(newest)}, 'null')"
+
+
+# Few projects have a machine critic; the others look for scores only once.
+_SCORES = f"""CASE WHEN (SELECT EXISTS (
+    SELECT FROM model_versions m WHERE m.project_id = :project AND m.kind = 'critic'
+)) THEN (
+    SELECT concat('{{"helpfulness":', {_newest_score("helpfulness")}, ',"verifier":', {_newest_score("verifier")}, '}}')
+    FROM candidate_scores x JOIN model_versions m ON m.id = x.version_id WHERE x.candidate_id = c.id
+) ELSE {_NO_SCORES} END"""  # noqa: S608 - constants only
 _CANDIDATES = f"""(
     SELECT string_agg(
         '{{"id":"' || c.id || '","text":' || to_json(c.text)::text
         || (',"temperature":' || {_number("c.temperature")} || ',"seed":' || {_id("c.seed")})
-        || (',"mean_logprob":' || {_number("c.mean_logprob")} || ',"picked":'
-            || CASE WHEN c.id = ANY (k.picks) THEN 'true,"tags":' ELSE 'false,"tags":' END || {_TAGS} || '}}'),
+        || (',"mean_logprob":' || {_number("c.mean_logprob")} || ',"scores":' || {_SCORES} || ',"picked":'
+            || CASE WHEN c.id = ANY (k.picks) THEN 'true,"tags":' ELSE 'false,"tags":' END || {_TAGS})
+        || CASE WHEN c.fields IS NULL THEN '' ELSE ',"fields":' || c.fields::text END
+        || CASE WHEN c.invalid IS NULL THEN '}}' ELSE ',"invalid":"' || c.invalid || '"}}' END,
         ','
     )
-    FROM (SELECT * FROM candidates WHERE candidate_set_id = s.id ORDER BY position) c
+    FROM (SELECT * FROM candidates WHERE candidate_set_id = s.id AND NOT spare ORDER BY position) c
 )"""  # noqa: S608 - constants only
 _SNAPSHOTS = """(
     SELECT string_agg(concat('"', i.snapshot_id, '"'), ',' ORDER BY i.snapshot_id) FROM (
@@ -94,8 +112,18 @@ _RECORD = f"""concat(
     ',"exhaustive":', CASE WHEN v.exhaustive THEN 'true' ELSE 'false' END, ',"critic_weight":', v.weight,
     ',"supersedes":', {_id("v.supersedes")}, ',"deleted": false,"snapshots":[',
     CASE WHEN CAST(:any_snapshots AS boolean) THEN {_SNAPSHOTS} END,
-    '],"created_at":"', to_char(v.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '"}}'
-)"""
+    '],"created_at":"', to_char(v.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '"',
+    CASE WHEN p.policy_version_id IS NOT NULL THEN concat(',"policy":', (
+        SELECT jsonb_build_object('id', pv.id::text, 'name', po.name, 'number', pv.number, 'sha256', pv.sha256,
+            'preamble', pv.header, 'categories', pv.categories)
+        FROM policy_versions pv JOIN policies po ON po.id = pv.policy_id WHERE pv.id = p.policy_version_id
+    )) END,
+    CASE WHEN p.fields IS NOT NULL THEN concat(',"gold":', p.fields) END,
+    CASE WHEN v.fields IS NOT NULL THEN concat(',"fields":', v.fields) END,
+    CASE WHEN v.fields IS NOT NULL THEN (
+        SELECT concat(',"blind":', a.blind) FROM assignments a WHERE a.id = v.assignment_id AND a.blind IS NOT NULL
+    ) END, '}}'
+)"""  # noqa: S608 - constants only
 # A reviewer's decision replaces all other verdicts on its set. The first condition is cheap and true in most
 # installations, which have no decisions. A critic who reads their own verdicts gets all of them: what is missing would
 # tell gold prompts, repeats and decisions from others.
@@ -159,14 +187,19 @@ _OF_PROMPTS = f"""FROM candidate_sets x JOIN verdicts v ON v.candidate_set_id = 
 BY_PROMPT = _page(_OF_PROMPTS, "v.prompt_id, v.id")
 
 
-def _counted(*, turned_down: bool) -> str:
+def _counted(*, turned_down: bool, with_fields: bool) -> str:
     """Records by prompt, preceded by a line with their outcomes."""
-    outcomes = f"UNION ALL SELECT -1, outcomes || chr(10) FROM ({outcomes_query(turned_down=turned_down)}) o"  # noqa: S608
-    counting = f", {page_counting_ctes(turned_down=turned_down)}"
+    counted = outcomes_query(turned_down=turned_down, with_fields=with_fields)
+    outcomes = f"UNION ALL SELECT -1, outcomes || chr(10) FROM ({counted}) o"  # noqa: S608
+    counting = f", {page_counting_ctes(turned_down=turned_down, with_fields=with_fields)}"
     return _page(_OF_PROMPTS, "v.prompt_id, v.id", counting=counting, outcomes=outcomes)
 
 
-BY_PROMPT_COUNTED = {turned_down: _counted(turned_down=turned_down) for turned_down in (False, True)}
+BY_PROMPT_COUNTED = {
+    (turned_down, with_fields): _counted(turned_down=turned_down, with_fields=with_fields)
+    for turned_down in (False, True)
+    for with_fields in (False, True)
+}
 JUDGED_PROMPTS = """
 SELECT p.id FROM prompts p
 WHERE p.project_id = :project AND p.id >= :start AND (CAST(:split AS text) IS NULL OR p.split = :split)
@@ -300,7 +333,7 @@ def pages_by_prompt(
     With `rules` each page begins with an additional line: its outcomes, for `parse_outcomes`. Each page has a short
     session of its own, unless `session` is given.
     """
-    statement = BY_PROMPT if rules is None else BY_PROMPT_COUNTED[rules.turned_down]
+    statement = BY_PROMPT if rules is None else BY_PROMPT_COUNTED[rules.turned_down, rules.with_fields]
     with open_session(session) as used:
         values = {**filters.parameters(), "names": critic_names(used, filters.project_id)}
     if rules is not None:

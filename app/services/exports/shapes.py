@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from app.services.acceptance.answers import compose_answer
 from app.services.acceptance.counting import Aggregation
 from app.services.acceptance.outcomes import CountingRules, Outcome
+from app.services.projects.policies import make_policy
+from illume.fields.accepting import field_answers
+from illume.fields.answers import answer_json
+from illume.fields.definitions import AnswerFields
+from illume.fields.policies import Policy
 from illume.parts import ImagePart, Parts, TextPart, is_short, read_parts
 from illume.texts import normalise_rationale
 
@@ -27,11 +33,15 @@ ExportRow = dict[str, Any]
 
 
 class RecordPrompt(NamedTuple):
-    """The prompt of a record, as `illume.parts` reads it; `parts` are empty in the short form."""
+    """The prompt of a record, as `illume.parts` reads it; `parts` are empty in the short form.
+
+    `policy` is there where answers are given under one.
+    """
 
     images: tuple[str, ...]
     question: str
     parts: Parts
+    policy: Policy | None = None
 
 
 PromptRenderer = Callable[[RecordPrompt, str | None], Parts]
@@ -47,11 +57,17 @@ class Format(StrEnum):
     kto = "kto"
     sharegpt = "sharegpt"
     csv = "csv"
+    fields = "fields"
 
     @property
     def is_of_verdicts(self) -> bool:
         """Whether a row is a verdict, not something to train on."""
         return self in (Format.records, Format.csv)
+
+    @property
+    def is_for_training(self) -> bool:
+        """Whether a row is something to train on."""
+        return not self.is_of_verdicts and self is not Format.fields
 
 
 class Task(StrEnum):
@@ -64,12 +80,13 @@ class Task(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How rows are made of records."""
+    """How rows are made of records. With `fields` the texts are structured answers, as JSON."""
 
     format: Format
     aggregation: Aggregation
     render_prompt: PromptRenderer
     task: Task = Task.sft
+    fields: AnswerFields | None = None
 
     @property
     def rows_for(self) -> Task:
@@ -89,10 +106,13 @@ class JudgedText(NamedTuple):
     first: str | None = None
     edited_from: str | None = None
     edited_text: str | None = None
+    by_machine: bool = False
 
     @property
     def source(self) -> str:
-        """Where the text comes from: `candidate`, `edited` or `own`."""
+        """Where the text comes from: `candidate`, `edited` or `own`; `critic`, if only a machine critic accepted it."""
+        if self.by_machine:
+            return "critic"
         if self.candidate is not None:
             return "candidate"
         return "own" if self.edited_from is None else "edited"
@@ -107,7 +127,8 @@ class JudgedText(NamedTuple):
 class BallotResult:
     """The accepted candidates, turned-down candidates and accepted own texts of one ballot.
 
-    A text that is undecided or in dispute is in none of them.
+    A text that is undecided or in dispute is in none of them. `corrected` are accepted answers in which one field was
+    corrected, each with what the model wrote.
     """
 
     record: Record
@@ -116,11 +137,14 @@ class BallotResult:
     accepted: tuple[JudgedText, ...]
     turned_down: tuple[JudgedText, ...]
     own: tuple[JudgedText, ...]
+    corrected: tuple[tuple[JudgedText, JudgedText], ...] = ()
 
 
 def counting_rules(shape: Shape, *, weigh: bool) -> CountingRules:
     """The rules for counting the verdicts of rows of this shape."""
-    return CountingRules(shape.aggregation, weigh=weigh, turned_down=shape.rows_for is not Task.sft)
+    turned_down = shape.format.is_for_training and shape.rows_for is not Task.sft
+    with_fields = shape.fields is not None
+    return CountingRules(shape.aggregation, weigh=weigh, turned_down=turned_down, with_fields=with_fields)
 
 
 def make_rows(records: Sequence[Record], outcomes: Sequence[Outcome], shape: Shape) -> list[ExportRow]:
@@ -128,8 +152,12 @@ def make_rows(records: Sequence[Record], outcomes: Sequence[Outcome], shape: Sha
 
     Their weights sum to 1. Their ids are the prompt's id and their position.
     """
+    if shape.format is Format.fields:
+        return field_rows(records, outcomes, shape)
     made = [row for judged in judge_ballots(records, outcomes, shape) for row in make_ballot_rows(judged, shape)]
-    rows = deduplicate(made) if shape.rows_for is Task.sft else [row for row, _ in made]
+    rows = (
+        deduplicate(made, is_exact=shape.fields is not None) if shape.rows_for is Task.sft else [row for row, _ in made]
+    )
     for position, row in enumerate(rows):
         row["id"] = f"{records[0]['prompt']}-{position}"
         row["weight"] = 1 / len(rows)
@@ -148,7 +176,45 @@ def judge_ballots(records: Sequence[Record], outcomes: Sequence[Outcome], shape:
         if ballot in outcomes_by_ballot:
             ballots.setdefault(ballot, []).append(record)
     for ballot, verdicts in ballots.items():
-        yield judge_ballot(verdicts, outcomes_by_ballot[ballot], ballot, verdicts[0]["critic"] if is_each else None)
+        critic = verdicts[0]["critic"] if is_each else None
+        if shape.fields is None:
+            yield judge_ballot(verdicts, outcomes_by_ballot[ballot], ballot, critic)
+        else:
+            yield judge_answers(verdicts, outcomes_by_ballot[ballot], ballot, critic, shape.fields)
+
+
+def judge_answers(
+    verdicts: Sequence[Record], outcomes: Sequence[Outcome], group_id: str, critic: str | None, fields: AnswerFields
+) -> BallotResult:
+    """As `judge_ballot`, of structured answers: the texts are JSON with the fields that critics agree on."""
+    written = {one["id"]: one.get("fields") for one in verdicts[0]["candidates"]}
+    decided = next((one.fields for one in outcomes if one.fields), None) or {}
+    by_verdict = {one["id"]: one for one in verdicts}
+    plain = judge_ballot(verdicts, [one for one in outcomes if one.candidate or one.verdict], group_id, critic)
+
+    def corrected(one: JudgedText) -> JudgedText | None:
+        known, source = written.get(one.candidate or ""), written.get(one.edited_from or "")
+        if one.candidate is None:
+            known = {**(source or {}), **(by_verdict[one.first or ""].get("fields") or {})}
+        answer = compose_answer(one.text, known, decided, fields, is_own=one.candidate is None)
+        before = None if source is None else compose_answer("", source, decided, fields, is_own=False)
+        if answer is None:
+            return None
+        return one._replace(text=answer.text, edited_text=None if before is None else before.text)
+
+    pairs = [
+        (one._replace(text=answer_json(pair.chosen, fields)), JudgedText(answer_json(pair.rejected, fields), key, 0))
+        for one in plain.accepted
+        if (key := one.candidate) is not None and (known := written[key]) is not None
+        for pair in field_answers([known], [0], decided)
+    ]
+    return replace(
+        plain,
+        accepted=tuple(filter(None, map(corrected, plain.accepted))),
+        turned_down=tuple(filter(None, map(corrected, plain.turned_down))),
+        own=tuple(filter(None, map(corrected, plain.own))),
+        corrected=tuple(pairs),
+    )
 
 
 def judge_ballot(
@@ -209,24 +275,80 @@ def pair_texts(judged: BallotResult) -> list[tuple[JudgedText, JudgedText]]:
     pairs = [(chosen, rejected) for chosen in judged.accepted for rejected in judged.turned_down]
     edited = [own for own in judged.own if own.edited_text is not None]
     pairs += [(own, JudgedText(own.edited_text or "", own.edited_from, 0)) for own in edited]
+    pairs += judged.corrected
     return [(chosen, rejected) for chosen, rejected in pairs if chosen.text != rejected.text]
 
 
 def label_texts(judged: BallotResult) -> list[tuple[JudgedText, bool]]:
     """All decided texts of a ballot, with whether each is accepted."""
     return [(rationale, True) for rationale in judged.accepted + judged.own] + [
-        (rationale, False) for rationale in judged.turned_down
+        (rationale, False) for rationale in (*judged.turned_down, *(rejected for _, rejected in judged.corrected))
     ]
 
 
-def deduplicate(rows: Sequence[tuple[ExportRow, JudgedText]]) -> list[ExportRow]:
-    """Keep each text of a prompt once (with `each`: once for each critic), in the wording that rounds train on."""
+def deduplicate(rows: Sequence[tuple[ExportRow, JudgedText]], *, is_exact: bool = False) -> list[ExportRow]:
+    """Keep each text of a prompt once (with `each`: once for each critic), in the wording that rounds train on.
+
+    With `is_exact`, texts that differ in anything are two.
+    """
+
+    def key_of(text: str) -> str:
+        return text if is_exact else normalise_rationale(text)
+
     kept: dict[tuple[str | None, str], tuple[ExportRow, JudgedText]] = {}
     for row, rationale in rows:
-        key = row["critic"], normalise_rationale(rationale.text)
+        key = row["critic"], key_of(rationale.text)
         if key not in kept or rationale.sort_key < kept[key][1].sort_key:
             kept[key] = row, rationale
-    return [row for row, rationale in rows if kept[row["critic"], normalise_rationale(rationale.text)][0] is row]
+    return [row for row, rationale in rows if kept[row["critic"], key_of(rationale.text)][0] is row]
+
+
+def field_rows(records: Sequence[Record], outcomes: Sequence[Outcome], shape: Shape) -> list[ExportRow]:
+    """A row for each verdict of a prompt and each field that it judges.
+
+    `model` is what the set's first valid candidate says, by default the greedy one; `blind` what the critic said before
+    seeing any, `critic` what they said in the end, and `accepted` what is decided.
+    """
+    if shape.fields is None:
+        return []
+    names = [one.name for one in shape.fields.fields if one.role != "rationale"]
+    decided: dict[str, Mapping[str, str | None]] = {}
+    for outcome in outcomes:
+        if outcome.fields:
+            decided[outcome.ballot] = outcome.fields
+    rows: list[ExportRow] = []
+    for record in records:
+        ballot = record["candidate_set"]
+        if shape.aggregation is Aggregation.each:
+            ballot = f"{ballot}-{record['id']}"
+        first: Mapping[str, str | None] = next((one["fields"] for one in record["candidates"] if one.get("fields")), {})
+        said = record.get("fields") or {}
+        rows += [
+            {
+                "schema_version": SCHEMA_VERSION,
+                "id": f"{record['prompt']}-",
+                "prompt": record["prompt"],
+                "external_id": record["external_id"],
+                "split": record["split"],
+                "image": record["images"][0]["sha256"],
+                "policy": (record.get("policy") or {}).get("id"),
+                "verdict": record["id"],
+                "judge": record["critic"],
+                "version": record["version"],
+                "field": name,
+                "model": first.get(name),
+                "blind": (record.get("blind") or {}).get(name),
+                "critic": said[name],
+                "accepted": decided.get(ballot, {}).get(name),
+                "gold": (record.get("gold") or {}).get(name),
+                "created_at": record["created_at"],
+            }
+            for name in names
+            if name in said
+        ]
+    for position, row in enumerate(rows):
+        row["id"] += str(position)
+    return rows
 
 
 def origin_columns(judged: BallotResult) -> ExportRow:
@@ -267,7 +389,9 @@ def prompt_of(record: Record) -> RecordPrompt:
     """The prompt of a record. Those of snapshots from before there were parts are in the short form."""
     names = tuple(image["sha256"] for image in record["images"])
     parts = read_parts(record.get("parts") or (), names, key="sha256")
-    return RecordPrompt(names, record["question"], () if is_short(parts) else parts)
+    policy = record.get("policy")
+    said = None if policy is None else make_policy({**policy, "header": policy["preamble"]}, policy["categories"])
+    return RecordPrompt(names, record["question"], () if is_short(parts) else parts, said)
 
 
 def rendered_parts(record: Record, shape: Shape) -> Parts:

@@ -13,6 +13,7 @@ from app.errors import Invalid
 from app.services.imports.names import NameIndex, RawNames, escapes_folder
 from app.services.imports.tables.rows import OpenTable
 from app.services.imports.tables.table import SUFFIXES
+from illume.phrases import _
 
 MAX_MEMBERS = 400_000
 MAX_UNPACKED = 64 * 1024 * 1024 * 1024
@@ -32,7 +33,7 @@ class Archive:
         try:
             self.zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
-            raise Invalid(f"The zip cannot be read: {error}.", field="file") from error
+            raise Invalid(_("The zip cannot be read: %(error)s.", error=error), field="file") from error
         self._members = {member_name(one): one for one in self.zip.infolist()}
         try:
             check_members(self.zip.infolist())
@@ -51,7 +52,7 @@ class Archive:
     def is_workbook(self) -> bool:
         """Whether this is not a zip of files but an Excel workbook. Raises `Invalid` for other spreadsheets."""
         if self._members.keys() >= OPEN_DOCUMENT:
-            raise Invalid("The file is an OpenDocument spreadsheet: save it as .xlsx or .csv.", field="file")
+            raise Invalid(_("The file is an OpenDocument spreadsheet: save it as .xlsx or .csv."), field="file")
         return self._members.keys() >= WORKBOOK
 
     def tables(self) -> list[str]:
@@ -67,7 +68,7 @@ class Archive:
         """Open a file of the zip. Raises whatever is wrong with it."""
         member = self._members[name]
         if member.flag_bits & ENCRYPTED_FLAG:
-            raise Invalid("The zip is protected by a password: make one without.", field="file")
+            raise Invalid(_("The zip is protected by a password: make one without."), field="file")
         with self.zip.open(member) as file:
             yield io.BufferedReader(file)  # type: ignore[type-var]
 
@@ -78,7 +79,7 @@ def check_workbook(open_file: OpenTable) -> None:
         with open_file() as file, zipfile.ZipFile(file) as workbook:
             check_members(workbook.infolist())
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
-        raise Invalid(f"The Excel file cannot be read: {error}.", field="file") from error
+        raise Invalid(_("The Excel file cannot be read: %(error)s.", error=error), field="file") from error
 
 
 def member_name(member: zipfile.ZipInfo) -> str:
@@ -108,13 +109,22 @@ def is_ignored(name: str) -> bool:
 def check_members(members: list[zipfile.ZipInfo]) -> None:
     """Raise `Invalid` for zip bombs and for names that point outside. A false size is noticed when the file is read."""
     if len(members) > MAX_MEMBERS:
-        raise Invalid(f"The zip holds over {MAX_MEMBERS:,} files: import it in parts.", field="file")
+        raise Invalid(
+            _("The zip holds over %(max_members)s files: import it in parts.", max_members=f"{MAX_MEMBERS:,}"),
+            field="file",
+        )
     bad = next((one.filename for one in members if escapes_folder(one.filename)), None)
     if bad is not None:
-        raise Invalid(f"The zip holds the name '{bad[:100]}', which points outside the archive.", field="file")
+        raise Invalid(
+            _("The zip holds the name '%(bad)s', which points outside the archive.", bad=bad[:100]), field="file"
+        )
     unpacked, packed = sum(one.file_size for one in members), sum(one.compress_size for one in members)
     if unpacked > MAX_UNPACKED or (unpacked > BOMB_MIN_BYTES and unpacked > BOMB_RATIO * max(packed, 1)):
         raise Invalid(
-            f"The zip has {packed >> 10:,} kB and would unpack to {unpacked >> 20:,} MB: this is refused.",
+            _(
+                "The zip has %(value)s kB and would unpack to %(value2)s MB: this is refused.",
+                value=f"{packed >> 10:,}",
+                value2=f"{unpacked >> 20:,}",
+            ),
             field="file",
         )

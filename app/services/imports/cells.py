@@ -16,6 +16,7 @@ import orjson
 
 from app.errors import Invalid
 from app.services.imports.tables.rows import is_missing
+from illume.phrases import _
 
 MAX_JSON_CELL = 1024 * 1024
 MAX_PYTHON_CELL = 20_000
@@ -95,5 +96,8 @@ def to_json_value(value: Any, column: str) -> Any:
     if isinstance(value, Decimal):
         return str(value)
     if isinstance(value, bytes | bytearray):
-        raise Invalid(f"{column[:60]}: bytes cannot be stored as metadata: leave the column out.", field=column[:200])
+        raise Invalid(
+            _("%(column)s: bytes cannot be stored as metadata: leave the column out.", column=column[:60]),
+            field=column[:200],
+        )
     return value

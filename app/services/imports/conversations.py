@@ -14,6 +14,7 @@ from typing import Any
 
 from app.errors import Invalid
 from app.services.imports.tables.rows import is_missing
+from illume.phrases import _, ngettext
 
 MARK = "<image>"
 ROLES = {
@@ -45,7 +46,7 @@ class Turns:
 def read_parts(value: Any, column: str) -> list[dict[str, Any]]:
     """Parts as `{"type": "text", "text"}` and `{"type": "image", "image": NAME}`. Raises `Invalid`."""
     if not isinstance(value, list | tuple):
-        raise Invalid(f"{column[:60]}: must be a list of texts and images.", field=column[:200])
+        raise Invalid(_("%(column)s: must be a list of texts and images.", column=column[:60]), field=column[:200])
     return [_read_part(part, f"{column[:60]}.{number}") for number, part in enumerate(value)]
 
 
@@ -60,41 +61,47 @@ def _read_part(part: Any, place: str) -> dict[str, Any]:
         if kind != "image" and isinstance(named, Mapping):
             named = named.get("url")  # as OpenAI nests it
         return {"type": "image", "image": _decode_data_url(named, place)}
-    raise Invalid(f"{place}: must be a text or an image, with its type.", field=place)
+    raise Invalid(_("%(place)s: must be a text or an image, with its type.", place=place), field=place)
 
 
 def _decode_data_url(named: Any, place: str) -> Any:
     """The bytes in a `data:` address; everything else as it is."""
     if not isinstance(named, str) or not named.startswith("data:"):
         return named
-    head, _, content = named.partition(",")
+    head, _rest, content = named.partition(",")
     try:
         if not head.endswith(";base64"):
             raise ValueError(head)
         return {"bytes": base64.b64decode(content, validate=True), "path": None}
     except (ValueError, binascii.Error) as error:
-        raise Invalid(f"{place}: the image is not valid base64.", field=place) from error
+        raise Invalid(_("%(place)s: the image is not valid base64.", place=place), field=place) from error
 
 
 def read_turns(value: Any, column: str) -> Turns:
     """The one question of a conversation, and its answer. Raises `Invalid`."""
     turns = [{"role": "user", "content": value}] if isinstance(value, str) else value
     if not isinstance(turns, list | tuple) or not turns:
-        raise Invalid(f"{column[:60]}: must be a list of turns.", field=column[:200])
+        raise Invalid(_("%(column)s: must be a list of turns.", column=column[:60]), field=column[:200])
     said: dict[str, list[Any]] = {"user": [], "assistant": [], "system": []}
     for number, turn in enumerate(turns):
         place = f"{column[:60]}.{number}"
         if not isinstance(turn, Mapping):
-            raise Invalid(f"{place}: must be a turn, with role and content.", field=place)
+            raise Invalid(_("%(place)s: must be a turn, with role and content.", place=place), field=place)
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         if not isinstance(role, str) or role not in ROLES:
-            raise Invalid(f"{place}: the role must be user, assistant or system.", field=place)
+            raise Invalid(_("%(place)s: the role must be user, assistant or system.", place=place), field=place)
         said[ROLES[role]].append(_read_content(content, place))
     if len(said["user"]) != 1 or len(said["assistant"]) > 1:
-        n = len(said["user"])
         raise Invalid(
-            f"{column[:60]}: a prompt has one question and one answer, and this conversation has "
-            f"{n} question{'' if n == 1 else 's'} and {len(said['assistant'])} answers.",
+            ngettext(
+                "%(column)s: a prompt has one question and one answer, and this conversation has %(num)s question "
+                "and %(count)s answers.",
+                "%(column)s: a prompt has one question and one answer, and this conversation has %(num)s questions "
+                "and %(count)s answers.",
+                len(said["user"]),
+                column=column[:60],
+                count=len(said["assistant"]),
+            ),
             field=column[:200],
         )
     [asked] = said["user"]
@@ -132,7 +139,12 @@ def place_images(parts: Sequence[Mapping[str, Any]], images: Sequence[Any]) -> l
         return [{"type": "text", "text": whole}] if whole else []
     if places not in (0, len(images)):
         raise Invalid(
-            f"images: the row has {len(images)}, and its conversation has {places} places for them.", field="images"
+            _(
+                "images: the row has %(count)s, and its conversation has %(places)s places for them.",
+                count=len(images),
+                places=places,
+            ),
+            field="images",
         )
     left = iter(images)
     placed = [] if places else [{"type": "image", "image": one} for one in images]

@@ -24,6 +24,7 @@ from app.services.kernel.isolated import Limits
 from app.services.kernel.store import KEY_FORM
 from app.services.prompts import images
 from app.services.prompts.decoding import MAX_BYTES, EncodedImage, TooManyPixels
+from illume.phrases import _
 
 log = logging.getLogger(__name__)
 IMAGE_SECONDS = 20.0
@@ -98,7 +99,10 @@ class ImportFile:
         found = []
         for one in named:
             if time.monotonic() > until:
-                raise Invalid(f"The images of this row took over {ROW_SECONDS:g} s.", field="images")
+                raise Invalid(
+                    _("The images of this row took over %(row_seconds)s s.", row_seconds=f"{ROW_SECONDS:g}"),
+                    field="images",
+                )
             found.append(self.image_key(one))
         return found
 
@@ -113,7 +117,7 @@ class ImportFile:
                 return self._decoded(lambda: self._reencode(bytes(data), str(path or "the image")), key=None, name=path)
             named = path if isinstance(path, str) and self._has(path) else named.get("sha256") or path
             if named is None:
-                raise Invalid("The image has neither bytes nor a path.", field="images")
+                raise Invalid(_("The image has neither bytes nor a path."), field="images")
         if isinstance(named, bytes | bytearray):
             content = bytes(named)
             return self._decoded(lambda: self._reencode(content, "the image"), key=None)
@@ -121,7 +125,13 @@ class ImportFile:
         if not isinstance(name, str) or KEY_FORM.fullmatch(name):
             return name
         if len(name) > MAX_URL_LENGTH:
-            raise Invalid(f"The name of the image has over {MAX_URL_LENGTH:,} characters.", field="images")
+            raise Invalid(
+                _(
+                    "The name of the image has over %(max_url_length)s characters.",
+                    max_url_length=f"{MAX_URL_LENGTH:,}",
+                ),
+                field="images",
+            )
         if is_web_address(name):
             return self._decoded(lambda: self._reencode(self._fetch(name), name), key=name, name=name.partition("?")[0])
         return self._decoded(lambda: self._read(name), key=name, name=name)
@@ -166,7 +176,7 @@ def about(name: str) -> Iterator[None]:
 def unforeseen(row: TableRow, error: Exception) -> Invalid:
     """What is wrong with a row that raised an error nobody foresaw: the other rows of the file are imported."""
     log.exception("row %s of an import", row.number)
-    return Invalid(f"The row cannot be read: {type(error).__name__}.")
+    return Invalid(_("The row cannot be read: %(name)s.", name=type(error).__name__))
 
 
 class BrokenOff(Invalid):
@@ -179,7 +189,7 @@ def whole_file() -> Iterator[None]:
     try:
         yield
     except isolated.Unreadable as error:
-        raise BrokenOff(f"The file cannot be read: {error.detail}.", field="file") from error
+        raise BrokenOff(_("The file cannot be read: %(reason)s.", reason=error.detail), field="file") from error
 
 
 def is_web_address(name: str) -> bool:

@@ -38,8 +38,12 @@ from app.services.kernel.actors import Actor, require
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
 from app.services.kernel.rights import Right
 from app.services.kernel.store import get_store
+from app.services.projects.policies import answer_fields_of
+from app.services.projects.projects import settings_of
 from app.services.prompts.prompts import PromptIn
 from app.services.prompts.val_split import VAL_SHARE
+from illume.fields.definitions import AnswerFields
+from illume.phrases import _
 
 MAX_FILE = 2 * 1024 * 1024 * 1024
 SAMPLE = 100
@@ -75,7 +79,7 @@ def create_import(
     """
     require(session, actor, project, Right.reviews)
     if propose_val and split is not Split.train:
-        raise Invalid("propose_val puts rows into val instead of train: leave out the split.", field="propose_val")
+        raise Invalid(_("propose_val puts rows into val instead of train: leave out the split."), field="propose_val")
     name = PurePosixPath(filename.replace("\\", "/")).name[-400:] or "file"
     with tempfile.NamedTemporaryFile() as kept, tempfile.NamedTemporaryFile() as pictures:
         write_upload(source, kept, limit)
@@ -83,7 +87,8 @@ def create_import(
             write_upload(images_source, pictures, limit)
         images_path = Path(pictures.name) if images_source is not None else None
         upload = Source(Path(kept.name), name, images_path, check_encoding(encoding) if encoding else "")
-        plan = plan_upload(upload, split=split, mapping=mapping, loose=draft)
+        fields = answer_fields_of(settings_of(session, project))
+        plan = plan_upload(upload, split=split, mapping=mapping, loose=draft, answer_fields=fields)
         proposed = propose_val or (draft and plan.lacks_split)
         plan = replace(plan, propose_val=proposed, val_share=val_share, scale_down=scale_down)
         if plan.layout.is_of_records:
@@ -114,29 +119,42 @@ def write_upload(source: IO[bytes], target: Any, limit: int) -> None:
     while chunk := source.read(1 << 20):
         size += len(chunk)
         if size > limit:
-            raise Invalid(f"The file is over {limit >> 30} GB: import it in parts.", field="file")
+            raise Invalid(_("The file is over %(value)s GB: import it in parts.", value=limit >> 30), field="file")
         target.write(chunk)
     target.flush()
     if not size:
-        raise Invalid("The file is empty.", field="file")
+        raise Invalid(_("The file is empty."), field="file")
 
 
-def plan_upload(source: Source, *, split: Split, mapping: Mapping[str, str] | None, loose: bool) -> ImportPlan:
+def plan_upload(
+    source: Source,
+    *,
+    split: Split,
+    mapping: Mapping[str, str] | None,
+    loose: bool,
+    answer_fields: AnswerFields | None = None,
+) -> ImportPlan:
     """Plan what the columns mean, by their names and by `mapping`. Raises `Invalid` if the file cannot be read."""
     file = ImportFile(source)
     columns = list_columns(file.first(SAMPLE))
     if len(columns) > MAX_COLUMNS:
         raise Invalid(
-            f"The first rows have {len(columns):,} different columns; at most {MAX_COLUMNS} are read.", field="file"
+            _(
+                "The first rows have %(count)s different columns; at most %(max_columns)s are read.",
+                count=f"{len(columns):,}",
+                max_columns=MAX_COLUMNS,
+            ),
+            field="file",
         )
     form = file.form()
-    plan = make_plan(file.kind, columns, split=split, loose=loose or mapping is not None, origin=form.origin)
+    loosely = loose or mapping is not None
+    plan = make_plan(file.kind, columns, split=split, loose=loosely, origin=form.origin, answer_fields=answer_fields)
     plan = replace(plan, encoding=form.encoding)
     if mapping is None:
         return plan
     unknown = next((column for column in mapping if column not in columns), None)
     if unknown is not None:
-        raise Invalid(f"mapping: the file has no column '{unknown[:60]}'.", field="mapping")
+        raise Invalid(_("mapping: the file has no column '%(unknown)s'.", unknown=unknown[:60]), field="mapping")
     return with_columns(plan, mapping, split=split)
 
 
@@ -150,7 +168,7 @@ def start_import(session: Session, actor: Actor, import_id: int) -> Import:
     found = get_import(session, actor, import_id)
     session.refresh(found, with_for_update=True)
     if found.state is not ImportState.draft:
-        raise Conflict("This import has already been started.")
+        raise Conflict(_("This import has already been started."))
     missing = find_missing(ImportPlan.from_json(found.plan))
     if missing:
         raise Invalid(missing, field="mapping")
@@ -178,14 +196,16 @@ def change_plan(
     """
     found = get_import(session, actor, import_id)
     if found.state is not ImportState.draft:
-        raise Conflict("This import has already been started: import the file again with other columns.")
+        raise Conflict(_("This import has already been started: import the file again with other columns."))
     plan = ImportPlan.from_json(found.plan)
     unknown = next((column for column in columns if column not in plan.columns), None)
     if unknown is not None:
-        raise Invalid(f"The file has no column '{unknown[:60]}'.", field="mapping")
+        raise Invalid(_("The file has no column '%(unknown)s'.", unknown=unknown[:60]), field="mapping")
     if encoding and check_encoding(encoding) != plan.encoding:
         source = source_of(found.file_key, found.filename, found.images_key, check_encoding(encoding))
-        plan = replace(plan_upload(source, split=split, mapping=None, loose=True), val_share=plan.val_share)
+        fields = answer_fields_of(settings_of(session, session.get_one(Project, found.project_id)))
+        again = plan_upload(source, split=split, mapping=None, loose=True, answer_fields=fields)
+        plan = replace(again, val_share=plan.val_share)
         columns = {column: target for column, target in columns.items() if column in plan.columns}
     changed = with_columns(plan, columns, split=split, question=question)
     found.plan = replace(changed, propose_val=propose_val, scale_down=scale_down).as_json()
@@ -208,16 +228,16 @@ def give_images(
     found = get_import(session, actor, import_id)
     session.refresh(found, with_for_update=True)
     if found.state is not ImportState.draft:
-        raise Conflict("This import has already been started.")
+        raise Conflict(_("This import has already been started."))
     if not files:
-        raise Invalid("Choose a zip or pictures first.", field="images")
+        raise Invalid(_("Choose a zip or pictures first."), field="images")
     with tempfile.NamedTemporaryFile() as kept:
         if len(files) == 1 and files[0][0].lower().endswith(".zip"):
             write_upload(files[0][1], kept, limit)
         else:
             write_pictures(files, kept, limit)
         if not zipfile.is_zipfile(kept.name):
-            raise Invalid("The images are not a readable zip.", field="images")
+            raise Invalid(_("The images are not a readable zip."), field="images")
         found.images_key = get_store().put_file(Path(kept.name))
     session.flush()
     preview_rows(found, limit=1)  # raises where the zip cannot be opened
@@ -226,19 +246,23 @@ def give_images(
 
 def write_pictures(files: Sequence[tuple[str, IO[bytes]]], target: Any, limit: int) -> None:
     """Write pictures to a zip by their names. Raises `Invalid` for two of one name, and over `limit` bytes."""
-    names = [PurePosixPath(name.replace("\\", "/")).name for name, _ in files]
+    names = [PurePosixPath(name.replace("\\", "/")).name for name, _source in files]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise Invalid(f"Two of the pictures are called {twice[:60]}: put them into a zip with folders.", field="images")
+        raise Invalid(
+            _("Two of the pictures are called %(twice)s: put them into a zip with folders.", twice=twice[:60]),
+            field="images",
+        )
     left = limit
     with zipfile.ZipFile(target, "w") as packed:
-        for name, (_, source) in zip(names, files, strict=True):
+        for name, (_name, source) in zip(names, files, strict=True):
             with packed.open(name or "picture", "w") as entry:
                 while chunk := source.read(1 << 20):
                     left -= len(chunk)
                     if left < 0:
                         raise Invalid(
-                            f"The pictures are over {limit >> 30} GB together: send them as a zip.", field="images"
+                            _("The pictures are over %(value)s GB together: send them as a zip.", value=limit >> 30),
+                            field="images",
                         )
                     entry.write(chunk)
     target.flush()
@@ -248,7 +272,7 @@ def discard_import(session: Session, actor: Actor, import_id: int) -> None:
     """Discard a draft. Raises `Conflict` if it was started."""
     found = get_import(session, actor, import_id)
     if found.state is not ImportState.draft:
-        raise Conflict("This import has already been started.")
+        raise Conflict(_("This import has already been started."))
     audit.record(session, actor, "import.discard", f"import:{found.id}", found.project_id)
     session.delete(found)
     session.flush()
@@ -262,7 +286,7 @@ def get_import(session: Session, actor: Actor, import_id: int) -> Import:
     found = session.get(Import, import_id)
     project = None if found is None else session.get(Project, found.project_id)
     if found is None or project is None:
-        raise NotFound("There is no such import.")
+        raise NotFound(_("There is no such import."))
     require(session, actor, project, Right.reviews)
     return found
 

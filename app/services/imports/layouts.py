@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 from unicodedata import combining, normalize
 
+import orjson
 from rapidfuzz.distance import OSA
 
 from app.errors import Invalid
@@ -23,10 +24,13 @@ from app.services.imports.tables.table import TableKind
 from app.services.kernel.text_rules import MAX_DEPTH
 from app.services.prompts.prompts import PromptIn
 from app.services.prompts.val_split import VAL_SHARE
+from illume.fields.definitions import AnswerFields
+from illume.phrases import _
 
 LARGEST_EXACT = 2.0**53
 """Above it not every whole number is one of floating point."""
 ACTION_QUESTION = "What is the person doing?"
+POLICY_QUESTION = "Does the picture comply with the policy?"
 
 
 class Layout(StrEnum):
@@ -54,7 +58,10 @@ class Layout(StrEnum):
 
 
 class Target(StrEnum):
-    """What a column may become. Only `image`, `reference` and `candidate` may occur several times."""
+    """What a column may become. Only `image`, `reference`, `candidate` and `field` may occur several times.
+
+    `field`: the gold value of the field of an answer that the column is named after; `gold`: an object of such values.
+    """
 
     image = "image"
     parts = "parts"
@@ -66,6 +73,9 @@ class Target(StrEnum):
     reference = "reference"
     candidate = "candidate"
     priority = "priority"
+    policy = "policy"
+    field = "field"
+    gold = "fields"
     metadata = "metadata"
     ignore = "ignore"
 
@@ -126,7 +136,7 @@ ORDERED: Mapping[Target, Callable[[Any, str], Any]] = {
     Target.parts: conversations.read_parts,
     Target.conversation: conversations.read_turns,
 }
-LISTED = (*MULTI_VALUED, *ORDERED, Target.answer, Target.metadata)
+LISTED = (*MULTI_VALUED, *ORDERED, Target.answer, Target.gold, Target.metadata)
 """What may be a list or an object in a cell of CSV."""
 
 
@@ -137,7 +147,8 @@ class ImportPlan:
     A row without a split gets `split`, one without a question `question`. `propose_val`: of such rows, those of
     `val_share` of the images get val instead of train. `strict`: a column without a target is an error, so that a
     misspelt field is not lost among the metadata. `scale_down`: images over 40 megapixels are scaled down to them
-    instead of rejected. `encoding`: how a table of text is read; that of others is empty.
+    instead of rejected. `encoding`: how a table of text is read; that of others is empty. `answer_fields` are the names
+    of the fields of the project's answers, and `rationale` the one that is the rationale.
     """
 
     layout: Layout = Layout.own
@@ -150,6 +161,8 @@ class ImportPlan:
     val_share: float = VAL_SHARE
     scale_down: bool = False
     encoding: str = ""
+    answer_fields: tuple[str, ...] = ()
+    rationale: str = ""
 
     @property
     def places_by_image(self) -> bool:
@@ -174,6 +187,8 @@ class ImportPlan:
             "val_share": self.val_share,
             "scale_down": self.scale_down,
             "encoding": self.encoding,
+            "answer_fields": list(self.answer_fields),
+            "rationale": self.rationale,
         }
 
     @classmethod
@@ -252,6 +267,7 @@ def find_missing(plan: ImportPlan) -> str:
 
 
 OWN_TARGETS = {name: guess_target(name) or Target.metadata for name in OWN_FIELDS}
+OWN_TARGETS |= {"policy": Target.policy, "fields": Target.gold}
 
 
 def make_plan(
@@ -261,13 +277,16 @@ def make_plan(
     split: Split = Split.train,
     loose: bool = False,
     origin: Origin | None = None,
+    answer_fields: AnswerFields | None = None,
 ) -> ImportPlan:
     """Make a plan from the column names, and from the tool that exported the table.
 
-    `loose`: unknown columns of our own NDJSON become metadata too.
+    `loose`: unknown columns of our own NDJSON become metadata too. Columns that are named after `answer_fields` hold
+    their gold values, and the one of the rationale references.
     """
     layout = detect_layout(columns) if origin is None else Layout(origin.value)
-    own_lines = layout is Layout.own and kind is TableKind.ndjson and not loose
+    structured = answer_fields is not None and is_of_fields(columns, answer_fields)
+    own_lines = layout is Layout.own and kind is TableKind.ndjson and not loose and not structured
     targets: dict[str, Target] = {}
     taken: set[Target] = set()
     # If several columns could be the image, the one listed first in `COLUMN_NAMES` is chosen.
@@ -276,10 +295,12 @@ def make_plan(
         target = Target.conversation if column == chat else guess_target(column)
         if layout is Layout.chat and column == "response":
             target = Target.answer
+        if answer_fields is not None:
+            target = structured_target(column, answer_fields) or target
         if own_lines:
-            target = target if column in OWN_FIELDS and column != "metadata" else None
+            target = OWN_TARGETS[column] if column in OWN_FIELDS and column != "metadata" else None
         once = target is not None and (
-            target not in MULTI_VALUED or (target is Target.image and not _is_numbered(column))
+            target not in (*MULTI_VALUED, Target.field) or (target is Target.image and not _is_numbered(column))
         )
         if target is None or (once and target in taken):
             targets[column] = Target.metadata
@@ -290,10 +311,32 @@ def make_plan(
         layout=layout,
         columns={column: targets[column] for column in columns if not own_lines or column in OWN_FIELDS},
         split=split,
-        question=ACTION_QUESTION if layout is Layout.act_x else None,
+        question=_default_question(layout, answer_fields),
         strict=own_lines,
         flat=kind in (TableKind.csv, TableKind.xlsx),
+        answer_fields=() if answer_fields is None else answer_fields.names,
+        rationale="" if answer_fields is None else answer_fields.rationale.name,
     )
+
+
+def _default_question(layout: Layout, answer_fields: AnswerFields | None) -> str | None:
+    if layout is Layout.act_x:
+        return ACTION_QUESTION
+    return POLICY_QUESTION if layout is Layout.own and answer_fields is not None else None
+
+
+def is_of_fields(columns: Sequence[str], answer_fields: AnswerFields) -> bool:
+    """Whether rows have a column for each field of an answer, not prompts as REST takes them."""
+    return "images" not in columns and any(one == "policy" or one in answer_fields.names for one in columns)
+
+
+def structured_target(column: str, answer_fields: AnswerFields) -> Target | None:
+    """What a column is where answers have fields, by its exact name."""
+    if column == answer_fields.rationale.name:
+        return Target.reference
+    if column in answer_fields.names:
+        return Target.field
+    return {"policy": Target.policy, "fields": Target.gold}.get(column)
 
 
 def _column_rank(column: str) -> int:
@@ -314,14 +357,23 @@ def with_columns(
     for column, text in columns.items():
         if text not in set(Target):
             known = ", ".join(Target)
-            raise Invalid(f"The column '{column[:60]}' cannot become '{text[:60]}', only {known}.", field="mapping")
+            raise Invalid(
+                _(
+                    "The column '%(column)s' cannot become '%(text)s', only %(known)s.",
+                    column=column[:60],
+                    text=text[:60],
+                    known=known,
+                ),
+                field="mapping",
+            )
         chosen[column] = Target(text)
     targets = list(chosen.values())
     twice = next(
-        (one for one in Target if one not in (*MULTI_VALUED, "metadata", "ignore") and targets.count(one) > 1), None
+        (one for one in Target if one not in (*MULTI_VALUED, "field", "metadata", "ignore") and targets.count(one) > 1),
+        None,
     )
     if twice is not None:
-        raise Invalid(f"Only one column can become the {twice.value}.", field="mapping")
+        raise Invalid(_("Only one column can become the %(value)s.", value=twice.value), field="mapping")
     question = (question or "").strip() or plan.question
     return replace(plan, columns={**plan.columns, **chosen}, split=split, question=question, strict=False)
 
@@ -345,22 +397,32 @@ def row_to_prompt(plan: ImportPlan, values: Mapping[str, Any]) -> dict[str, Any]
             continue
         if target is Target.metadata:
             metadata |= to_metadata(column, value, strict=plan.flat or plan.strict)
-        elif target in ORDERED:
-            item[target.value] = ORDERED[target](value, column)
-        elif target in MULTI_VALUED:
-            item.setdefault(PROMPT_FIELDS[target], []).extend(cells.to_list(value, flat=plan.flat))
-        elif not is_missing(value):
-            item[target.value] = to_prompt_value(target, value, flat=plan.flat)
+        else:
+            _put(item, target, column, value, flat=plan.flat)
     if plan.layout is Layout.a_okvqa and "answer" not in item:
         answer = find_right_choice(values)
         item |= {} if answer is None else {"answer": answer}
     if "images" not in item and values.get(KEY_COLUMN) is not None:
         item["images"] = [values[KEY_COLUMN]]  # rows keyed by the name of their image, as in ACT-X
     _take_turns(item, metadata)
+    if plan.answer_fields and plan.layout is Layout.chat:
+        _take_fields(plan, item)
     _fill_defaults(plan, item)
     if metadata:
         item["metadata"] = metadata
     return item
+
+
+def _put(item: dict[str, Any], target: Target, column: str, value: Any, *, flat: bool) -> None:
+    """Put the value of a cell into an item. Raises `Invalid`."""
+    if target in ORDERED:
+        item[target.value] = ORDERED[target](value, column)
+    elif target in MULTI_VALUED:
+        item.setdefault(PROMPT_FIELDS[target], []).extend(cells.to_list(value, flat=flat))
+    elif target is Target.field:
+        item.setdefault("fields", {})[column] = cells.to_text(value, flat=False)
+    elif not is_missing(value):
+        item[target.value] = to_prompt_value(target, value, flat=flat)
 
 
 def _take_turns(item: dict[str, Any], metadata: dict[str, Any]) -> None:
@@ -375,12 +437,33 @@ def _take_turns(item: dict[str, Any], metadata: dict[str, Any]) -> None:
         metadata.setdefault("system", turns.system)
 
 
+def _take_fields(plan: ImportPlan, item: dict[str, Any]) -> None:
+    """Take the gold values and the reference from the answer of a conversation, a JSON object. Raises `Invalid`."""
+    text = item.pop("answer", None)
+    if text is None:
+        return
+    try:
+        found = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict):
+        raise Invalid(
+            _("answer: it must be a JSON object with the fields %(names)s.", names=", ".join(plan.answer_fields)),
+            field="answer",
+        )
+    rationale = found.pop(plan.rationale, None)
+    item["fields"] = found
+    if isinstance(rationale, str) and rationale.strip():
+        item.setdefault("references", []).append(rationale)
+
+
 def refuse_unknown(values: Mapping[str, Any]) -> None:
     """Raise `Invalid` for a column that is none of our fields."""
     unknown = next((column for column in values if column not in OWN_FIELDS), None)
     if unknown is not None:
         raise Invalid(
-            f"{unknown[:60]}: there is no such field: put your own fields under metadata.", field=unknown[:200]
+            _("%(unknown)s: there is no such field: put your own fields under metadata.", unknown=unknown[:60]),
+            field=unknown[:200],
         )
 
 
@@ -417,13 +500,19 @@ def check_exact(value: Any, *, flat: bool) -> None:
     if flat and isinstance(value, float | date | time):
         kept = f"number {value:g}" if isinstance(value, float) else f"date {value.isoformat()}"
         raise Invalid(
-            f"external_id: Excel keeps this id as the {kept}, not as it was typed: format the column as text, and "
-            "enter the ids again.",
+            _(
+                "external_id: Excel keeps this id as the %(kept)s, not as it was typed: format the column as text, "
+                "and enter the ids again.",
+                kept=kept,
+            ),
             field="external_id",
         )
     if isinstance(value, float) and abs(value) > LARGEST_EXACT:
         raise Invalid(
-            f"external_id: the number {value:g} has more digits than are kept of it: store ids as texts.",
+            _(
+                "external_id: the number %(value)s has more digits than are kept of it: store ids as texts.",
+                value=f"{value:g}",
+            ),
             field="external_id",
         )
 
@@ -443,8 +532,8 @@ def to_metadata(column: str, value: Any, *, strict: bool) -> dict[str, Any]:
     `strict`: a column of this name must hold objects.
     """
     if measure_depth(value) > MAX_DEPTH:
-        raise Invalid(f"{column[:60]}: it is nested too deeply.", field=column[:200])
+        raise Invalid(_("%(column)s: it is nested too deeply.", column=column[:60]), field=column[:200])
     if column == "metadata" and strict and not isinstance(value, dict):
-        raise Invalid("metadata: this is not a valid JSON object.", field="metadata")
+        raise Invalid(_("metadata: this is not a valid JSON object."), field="metadata")
     plain = cells.to_json_value(value, column)
     return plain if column == "metadata" and isinstance(plain, dict) else {column: plain}

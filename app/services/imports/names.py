@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import TypeVar
 
 from app.errors import Invalid
+from illume.phrases import _
 
 MAX_NAME = 1000
 MAX_ALIKE = 50
@@ -47,7 +48,10 @@ class NameIndex:
         if not found and "/" not in folded:
             found = closest(wanted, self._by_name.get(folded, []), bare_names)
         if len(found) > 1:
-            raise Invalid(f"There are {len(found)} files named {wanted[:100]} in the zip.", field="images")
+            raise Invalid(
+                _("There are %(count)s files named %(wanted)s in the zip.", count=len(found), wanted=wanted[:100]),
+                field="images",
+            )
         return found[0] if found else None
 
 

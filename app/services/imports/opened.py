@@ -30,6 +30,7 @@ from app.services.imports.tables.rows import (
 from app.services.imports.tables.table import Table, TableForm, TableKind, detect_kind, find_encoding
 from app.services.kernel.text_rules import MAX_DEPTH
 from app.services.prompts.decoding import MAX_BYTES, EncodedImage, decode
+from illume.phrases import _
 
 CHUNK_ROWS = 64
 CHUNK_BYTES = 8 * 1024 * 1024
@@ -81,7 +82,11 @@ class OpenedFile:
         if len(found) != 1:
             listed = f": {', '.join(found[:5])}" if found else ""
             raise Invalid(
-                f"The zip must hold one table (.jsonl, .csv, .json or .xlsx); it holds {len(found)}{listed}.",
+                _(
+                    "The zip must hold one table (.jsonl, .csv, .json or .xlsx); it holds %(count)s%(listed)s.",
+                    count=len(found),
+                    listed=listed,
+                ),
                 field="file",
             )
         self.folder = PurePosixPath(found[0]).parent
@@ -169,7 +174,9 @@ def row_chunks(source: Source, after: int, columns: Sequence[str] | None) -> Gen
                     yield chunk
                     chunk, size = [], 0
                 if count > MAX_ROWS:
-                    raise Invalid(f"The file has too many rows: {TOO_MANY_ROWS}", field="file")
+                    raise Invalid(
+                        _("The file has too many rows: %(too_many_rows)s", too_many_rows=TOO_MANY_ROWS), field="file"
+                    )
         except Exception:
             yield chunk
             raise
@@ -190,13 +197,22 @@ def checked(row: TableRow) -> TableRow:
         return row
     if len(row.values) > MAX_COLUMNS:
         return TableRow(
-            row.number, Invalid(f"The row has {len(row.values):,} columns; at most {MAX_COLUMNS} are read.")
+            row.number,
+            Invalid(
+                _(
+                    "The row has %(count)s columns; at most %(max_columns)s are read.",
+                    count=f"{len(row.values):,}",
+                    max_columns=MAX_COLUMNS,
+                )
+            ),
         )
     for column, value in row.values.items():
         if problem := column_problem(column):
             return TableRow(row.number, Invalid(problem))
         if measure_depth(value) > MAX_DEPTH:
-            return TableRow(row.number, Invalid(f"{column[:60]}: it is nested too deeply.", field=column))
+            return TableRow(
+                row.number, Invalid(_("%(column)s: it is nested too deeply.", column=column[:60]), field=column)
+            )
     return row
 
 
@@ -219,16 +235,20 @@ def read_picture(source: Source, name: str, scale_down: bool = False) -> Encoded
     opened = open_file(source)
     if escapes_folder(name):
         raise Invalid(
-            f"The path '{name[:100]}' points outside the file: name images by paths within it.", field="images"
+            _("The path '%(name)s' points outside the file: name images by paths within it.", name=name[:100]),
+            field="images",
         )
     if not opened.archives:
         raise Invalid(
-            f"There is no image '{name[:100]}'. Add a zip that holds it, or name an uploaded image by its sha256.",
+            _(
+                "There is no image '%(name)s'. Add a zip that holds it, or name an uploaded image by its sha256.",
+                name=name[:100],
+            ),
             field="images",
         )
     found = opened.find(name)
     if found is None:
-        raise Invalid(f"There is no file '{name[:100]}' in the zip or folder.", field="images")
+        raise Invalid(_("There is no file '%(name)s' in the zip or folder.", name=name[:100]), field="images")
     archive, member = found
     with archive.open(member) as file:
         data = file.read(MAX_BYTES + 1)

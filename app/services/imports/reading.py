@@ -30,6 +30,7 @@ from app.services.kernel.store import get_store
 from app.services.prompts.prompts import PromptIn, parse_prompt
 from app.services.prompts.val_split import ImageSplits, load_splits, note_split, place_by_image
 from app.settings import get_settings
+from illume.phrases import _
 
 BATCH_ROWS = 200
 BATCH_IMAGE_BYTES = 64 * 1024 * 1024
@@ -184,7 +185,14 @@ def reject_repeated(parsed: PromptIn | DomainError, number: int, first: Mapping[
     earlier = first.get(hash_id(parsed.external_id))
     if earlier is None or earlier == number:
         return parsed
-    return Invalid(f"external_id '{parsed.external_id}' occurs twice: first in line {earlier}.", field="external_id")
+    return Invalid(
+        _(
+            "external_id '%(external_id)s' occurs twice: first in line %(earlier)s.",
+            external_id=parsed.external_id,
+            earlier=earlier,
+        ),
+        field="external_id",
+    )
 
 
 def is_record(plan: ImportPlan, row: TableRow) -> bool:
@@ -217,7 +225,7 @@ def parse_row(file: ImportFile, plan: ImportPlan, row: TableRow) -> PromptIn | D
     except DomainError as error:
         return error
     except RecursionError:
-        return Invalid("The line is nested too deeply.")
+        return Invalid(_("The line is nested too deeply."))
     except Exception as error:  # noqa: BLE001 - of whatever class, it ends this row and not the import
         return unforeseen(row, error)
 
@@ -252,7 +260,10 @@ def reject_leaks(
         if other is not None:
             kept.append(
                 Invalid(
-                    f"split: its image is already in the split '{other}', and an image may be in only one.",
+                    _(
+                        "split: its image is already in the split '%(other)s', and an image may be in only one.",
+                        other=other,
+                    ),
                     field="split",
                 )
             )

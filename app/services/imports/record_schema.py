@@ -21,10 +21,12 @@ from app.services.imports.conversations import name_images, read_parts
 from app.services.imports.files import ImportFile, unforeseen
 from app.services.imports.tables.rows import TableRow
 from app.services.kernel.text_rules import JsonObject, Storable
-from app.services.kernel.verdict_schema import Reason, Tag, Words
+from app.services.kernel.verdict_schema import FieldValues, Reason, Tag, Words
 from app.services.prompts.prompts import PromptText, parse_prompt
+from illume.fields.policies import MAX_CATEGORIES
 from illume.parts import TextPart, arrange_parts, is_short
-from illume.validation import describe_problem
+from illume.phrases import _
+from illume.validation import describe_problem, name_problem
 
 RecordId = Annotated[str, StringConstraints(min_length=1, max_length=200), Storable]
 
@@ -39,8 +41,20 @@ class RecordCandidate(BaseModel):
     temperature: float | None = Field(None, ge=0, le=100)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     mean_logprob: float | None = Field(None, allow_inf_nan=False)
+    fields: FieldValues | None = None
+    invalid: str | None = Field(None, max_length=32)
     picked: bool = False
     tags: list[Tag] = Field([], max_length=100)
+
+
+class RecordPolicy(BaseModel):
+    """The policy under which a record was judged, as it was then."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: RecordId
+    preamble: Annotated[str, Storable] = ""
+    categories: list[dict[str, str]] = Field(min_length=1, max_length=MAX_CATEGORIES)
 
 
 class RecordIn(BaseModel):
@@ -74,6 +88,10 @@ class RecordIn(BaseModel):
     comment: Words | None = None
     seconds: float | None = Field(None, ge=0, le=10_000_000)
     exhaustive: bool = True
+    policy: RecordPolicy | None = None
+    gold: FieldValues | None = None
+    fields: FieldValues | None = None
+    blind: FieldValues | None = None
     critic_weight: float = Field(1, ge=0, le=1)
     deleted: bool = False
     created_at: AwareDatetime
@@ -82,7 +100,8 @@ class RecordIn(BaseModel):
     def prompt_key(self) -> str:
         """The identity of the prompt at its origin."""
         parts = [orjson.dumps(part, option=orjson.OPT_SORT_KEYS) for part in self.parts or ()]
-        given = self.prompt, self.external_id, self.question, self.answer, self.split, *self.images, *parts
+        policy = [] if self.policy is None else [self.policy.model_dump_json()]
+        given = self.prompt, self.external_id, self.question, self.answer, self.split, *self.images, *parts, *policy
         return hash_key("prompt", *given)
 
     @property
@@ -125,7 +144,7 @@ def parse_record(row: TableRow, file: ImportFile | None = None) -> RecordIn | Do
     except DomainError as error:
         return error
     except RecursionError:
-        return Invalid("The line is nested too deeply.")
+        return Invalid(_("The line is nested too deeply."))
     except Exception as error:  # noqa: BLE001 - of whatever class, it ends this row and not the import
         return unforeseen(row, error)
     return record
@@ -145,7 +164,7 @@ def rename_parts(record: RecordIn, keys: Sequence[Any]) -> list[dict[str, Any]] 
     if is_short(arranged):
         return None
     if len(images) != len(keys):
-        raise Invalid("parts: they must show each of the images.", field="parts")
+        raise Invalid(_("parts: they must show each of the images."), field="parts")
     names = dict(zip(images, keys, strict=True))
     return name_images(parts, [names[str(one["image"])] for one in parts if one["type"] == "image"])
 
@@ -153,16 +172,16 @@ def rename_parts(record: RecordIn, keys: Sequence[Any]) -> list[dict[str, Any]] 
 def check_record(values: dict[str, Any]) -> RecordIn:
     """Check the values of a row as a record. Raises `Invalid`."""
     if values.get("redacted"):
-        raise Invalid("The record was erased at its origin.", field="redacted")
+        raise Invalid(_("The record was erased at its origin."), field="redacted")
     try:
         record = RecordIn.model_validate(without_absent(values))
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise Invalid(f"{name}: {describe_problem(first)}.", field=name) from error
+        raise Invalid(name_problem(name, describe_problem(first)), field=name) from error
     ids = {one.id for one in record.candidates}
     if record.deleted:
-        raise Invalid("The record was deleted at its origin.", field="deleted")
+        raise Invalid(_("The record was deleted at its origin."), field="deleted")
     if len(ids) != len(record.candidates) or not set(record.shown) <= ids or record.edited_from not in {*ids, None}:
-        raise Invalid("candidates: 'shown' and 'edited_from' must name them, each once.", field="candidates")
+        raise Invalid(_("candidates: 'shown' and 'edited_from' must name them, each once."), field="candidates")
     return record

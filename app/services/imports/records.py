@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.db.sessions import database_now
-from app.errors import DomainError
+from app.errors import DomainError, Invalid
 from app.models import (
     Assignment,
     AssignmentState,
@@ -23,6 +23,7 @@ from app.models import (
     Membership,
     ModelVersion,
     Pick,
+    PolicyVersion,
     Project,
     Prompt,
     PromptState,
@@ -34,12 +35,19 @@ from app.models import (
 from app.services.acceptance import rules
 from app.services.acceptance.overlap import first_slots
 from app.services.accounts.users import pseudonym
-from app.services.imports.record_schema import RecordIn
+from app.services.imports.record_schema import RecordIn, RecordPolicy
 from app.services.kernel.actors import Actor
 from app.services.kernel.verdict_schema import USES_SLOT
+from app.services.projects import policies
+from app.services.projects.policies import make_policy
 from app.services.projects.projects import settings_of
 from app.services.prompts.prompts import AddResult, PromptIn, add_prompts, parse_prompt
 from app.settings import get_settings
+from illume.fields.answers import parse_answer
+from illume.fields.definitions import AnswerFields, check_values
+from illume.fields.policies import Policy
+from illume.phrases import _, said_by
+from illume.validation import name_problem, place_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +83,9 @@ def add_records(
     kept = ImportedKeys({row.key: row.row_id for row in session.execute(query)}, {})
     own = find_own_verdicts(session, project, records)
     existing = {one.verdict_key for one in records if own.get(one.id) == one.created_at} | kept.rows.keys()
-    new = [one for one in records if one.verdict_key not in existing]
+    fields = policies.answer_fields_of(settings_of(session, project))
+    wrong = {one.verdict_key: error for one in records if (error := _find_wrong_value(one, fields)) is not None}
+    new = [one for one in records if one.verdict_key not in existing and one.verdict_key not in wrong]
     errors = _add_prompts(session, actor, project, new, kept)
     _find_critics(session, project, new, kept)
     sets = _SetImporter(session, project, kept)
@@ -88,6 +98,8 @@ def add_records(
             results.append(next(added))
         elif item.verdict_key in existing or kept.get(item.verdict_key) is not None:
             results.append(AddResult(None))
+        elif item.verdict_key in wrong:
+            results.append(AddResult(None, error=wrong[item.verdict_key]))
         elif item.prompt_key in errors:
             results.append(AddResult(None, error=errors[item.prompt_key]))
         else:
@@ -121,8 +133,11 @@ def _add_prompts(
             "split": one.split,
             "references": one.references,
             "metadata": one.metadata,
+            "fields": one.gold,
         }
         try:
+            if one.policy is not None:
+                item["policy"] = str(_find_policy(session, actor, project, one.policy).id)
             items.append(parse_prompt(item))
         except DomainError as error:
             items.append(error)
@@ -133,6 +148,41 @@ def _add_prompts(
         elif result.prompt is not None:
             kept.put(key, result.prompt.id)
     return errors
+
+
+def _find_policy(session: Session, actor: Actor, project: Project, given: RecordPolicy) -> PolicyVersion:
+    """The version of the project's policy of this name that says the same; it is added if there is none."""
+    return policies.keep_policy(session, actor, project, _read_policy(given))
+
+
+def _read_policy(given: RecordPolicy) -> Policy:
+    """The policy of a record. Raises `Invalid`."""
+    try:
+        return make_policy({"name": given.name, "number": 1, "header": given.preamble}, given.categories)
+    except (TypeError, ValueError) as error:
+        raise Invalid(name_problem("policy", said_by(error)), field="policy") from error
+
+
+def _find_wrong_value(record: RecordIn, fields: AnswerFields | None) -> DomainError | None:
+    """What is wrong with a record's structured answers: the record may come from a project with other fields."""
+    if fields is None:
+        is_structured = record.fields or record.blind or any(one.fields for one in record.candidates)
+        return Invalid(_("fields: the project has no answer_fields."), field="fields") if is_structured else None
+    place = "policy"
+    try:
+        policy = None if record.policy is None else _read_policy(record.policy)
+        for place, values in (("fields", record.fields), ("blind", record.blind)):
+            check_values(values or {}, fields, policy, name=place)
+        for index, one in enumerate(record.candidates):
+            place = f"candidates.{index}"
+            if one.invalid is None:
+                parse_answer(one.text, fields, policy)
+    except DomainError as error:
+        return error
+    except ValueError as error:
+        where, problem = place_of(place, error)
+        return Invalid(name_problem(where, problem), field=where)
+    return None
 
 
 def _find_critics(session: Session, project: Project, records: Sequence[RecordIn], kept: ImportedKeys) -> None:
@@ -160,6 +210,7 @@ class _SetImporter:
     def __init__(self, session: Session, project: Project, kept: ImportedKeys) -> None:
         self.session, self.project, self.kept = session, project, kept
         settings = settings_of(session, project)
+        self.fields = policies.answer_fields_of(settings)
         self.overlap = first_slots(settings.overlap, adaptive=settings.adaptive_overlap)
         query = select(ModelVersion.number, ModelVersion.id).where(ModelVersion.project_id == project.id)
         self.versions = {row.number: row.id for row in session.execute(query)}
@@ -189,6 +240,7 @@ class _SetImporter:
             comment=record.comment,
             seconds=record.seconds,
             exhaustive=record.exhaustive,
+            fields=record.fields,
             weight=record.critic_weight,
             shown=shown,
             created_at=record.created_at,
@@ -219,6 +271,7 @@ class _SetImporter:
         )
         self.session.add(made)
         self.session.flush()
+        policy = None if record.policy is None else _read_policy(record.policy)
         rows = [
             {
                 "candidate_set_id": made.id,
@@ -227,6 +280,10 @@ class _SetImporter:
                 "temperature": one.temperature,
                 "seed": one.seed,
                 "mean_logprob": one.mean_logprob,
+                "fields": None
+                if self.fields is None or one.invalid is not None
+                else parse_answer(one.text, self.fields, policy),
+                "invalid": one.invalid,
             }
             for position, one in enumerate(record.candidates)
         ]
@@ -255,6 +312,8 @@ class _SetImporter:
             state=AssignmentState.judged if uses_slot else AssignmentState.released,
             repeat=bool(again),
             shown=shown,
+            is_blind=record.blind is not None,
+            blind=record.blind,
             claimed_at=record.created_at,
             expires_at=record.created_at,
         )

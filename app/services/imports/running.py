@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections import Counter
@@ -10,12 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from sqlalchemy import ColumnElement, and_, func, or_
+from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 from sqlalchemy.orm import Session
 
 from app import queue
+from app.db.base import phrased
 from app.db.sessions import session_scope
 from app.errors import DomainError, Invalid
 from app.models import Import, ImportProblem, ImportState, Project, Role, Split, User
@@ -26,10 +28,12 @@ from app.services.imports.reading import PARSE_THREADS, ParsedRow, open_file, re
 from app.services.integrations import webhooks
 from app.services.kernel.actors import SYSTEM, Actor
 from app.services.kernel.leases import IMPORTS, LeaseLostError, lapsed
+from app.services.kernel.store import StoreAway
 from app.services.prompts import images
 from app.services.prompts.decoding import EncodedImage
 from app.services.prompts.prompts import AddResult, add_prompts
 from app.settings import get_settings
+from illume.phrases import _, changed, followed_by, kept
 
 log = logging.getLogger(__name__)
 MAX_TRIES = 5
@@ -97,6 +101,9 @@ def run_import(
         ended = _import_rows(claim, file, keeper, until)
     except LeaseLostError:
         return
+    except StoreAway:
+        _wait(claim)
+        raise
     except DomainError as error:
         _finish(claim, ImportState.failed, error=error.detail, broken=isinstance(error, BrokenOff))
         return
@@ -146,7 +153,8 @@ def _claim(session: Session, import_id: int, worker: str) -> ImportClaim | None:
         done=row.done,
     )
     if row.tries > MAX_TRIES:
-        _close(session, row, ImportState.failed, f"Stopped {MAX_TRIES} times after row {row.done}: see the log.")
+        stopped = _("Stopped %(count)s times after row %(row)s: see the log.", count=MAX_TRIES, row=row.done)
+        _close(session, row, ImportState.failed, stopped)
         return None
     return claim
 
@@ -163,11 +171,21 @@ def _give_back(claim: ImportClaim) -> None:
         queue.send(session, queue.RUN_IMPORT, found.id)
 
 
+def _wait(claim: ImportClaim) -> None:
+    """Give an import back that the store is away for: no try is counted, and the sweep sends it again."""
+    with contextlib.suppress(LeaseLostError), session_scope() as session:
+        found = _held(session, claim)
+        IMPORTS.release(found)
+        found.tries = max(0, found.tries - 1)
+
+
 def _finish(claim: ImportClaim, state: ImportState, *, error: str | None = None, broken: bool = False) -> None:
     with contextlib.suppress(LeaseLostError), session_scope() as session:
         found = _held(session, claim)
-        kept = f" It breaks off behind row {found.done:,}; the rows before that are imported." if found.done else ""
-        _close(session, found, state, f"{error}{kept}" if broken else error)
+        if broken and error is not None and found.done:
+            place = _("It breaks off behind row %(row)s; the rows before that are imported.", row=f"{found.done:,}")
+            error = followed_by(error, place)
+        _close(session, found, state, error)
 
 
 def _close(session: Session, found: Import, state: ImportState, error: str | None) -> None:
@@ -183,7 +201,7 @@ def store_batch(claim: ImportClaim, file: ImportFile, batch: Sequence[ParsedRow]
     """Store the good rows of a batch and the errors of the others. Raises `LeaseLostError`."""
     try:
         _store(claim, file, batch, total=total, done=done)
-    except (LeaseLostError, OSError, OperationalError, InternalError):
+    except (LeaseLostError, StoreAway, OSError, OperationalError, InternalError):
         raise  # of the worker, the store or the database, not of a row
     except Exception as error:
         if len(batch) == 1:
@@ -200,7 +218,7 @@ def why_not_stored(error: Exception) -> str:
     """What to say of a row that could not be stored."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     first = next(iter(str(cause).splitlines()), type(error).__name__)
-    return f"The database cannot store it: {first[:200]}."
+    return _("The database cannot store it: %(reason)s.", reason=first[:200])
 
 
 def _store(claim: ImportClaim, file: ImportFile, batch: Sequence[ParsedRow], *, total: int, done: int) -> None:
@@ -210,9 +228,9 @@ def _store(claim: ImportClaim, file: ImportFile, batch: Sequence[ParsedRow], *, 
         actor = _actor(session, claim.created_by)
         images.add_images(session, actor, list(file.pending.values()))
         if claim.plan.layout.is_of_records:
-            results = records.add_records(session, actor, project, [one for _, one in batch])
+            results = records.add_records(session, actor, project, [one for _number, one in batch])
         else:
-            parsed = [one for _, one in batch]
+            parsed = [one for _number, one in batch]
             share = claim.plan.val_share if claim.plan.places_by_image else 0.0
             items = reject_leaks(session, project, parsed, file.splits, val_share=share)
             results = add_prompts(session, actor, project, items)
@@ -230,10 +248,10 @@ def record_results(session: Session, found: Import, batch: Sequence[ParsedRow], 
     A task of another tool is one line, of which several things may be rejected: it is counted once, with all reasons.
     """
     problems: dict[int, tuple[str | None, list[str]]] = {}
-    for (number, _), result in zip(batch, results, strict=True):
+    for (number, _row), result in zip(batch, results, strict=True):
         if result.error is not None:
             field_name = None if result.error.field is None else result.error.field[:200]
-            reason = result.error.detail.replace("\x00", "\ufffd").encode(errors="replace").decode()
+            reason = changed(result.error.detail, _storable)
             problems.setdefault(number, (field_name, []))[1].append(reason)
     store_problems(session, found.id, problems)
     found.added += sum(result.created for result in results)
@@ -241,17 +259,29 @@ def record_results(session: Session, found: Import, batch: Sequence[ParsedRow], 
     found.unchanged += sum(result.error is None and not result.created for result in results)
 
 
+def _storable(text: str) -> str:
+    return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
+
+
 def store_problems(session: Session, import_id: int, problems: Mapping[int, tuple[str | None, Sequence[str]]]) -> None:
     """Store the reasons by line, beside those that the line has from the batch before."""
     if not problems:
         return
+    told = {line: functools.reduce(followed_by, dict.fromkeys(reasons)) for line, (_name, reasons) in problems.items()}
+    query = select(ImportProblem).where(ImportProblem.import_id == import_id, ImportProblem.line.in_(told))
+    before = {row.line: kept(row.reason, row.reason_phrase) for row in session.scalars(query)}
     rows = [
-        {"import_id": import_id, "line": line, "field": name, "reason": " ".join(dict.fromkeys(reasons))}
-        for line, (name, reasons) in problems.items()
+        {
+            "import_id": import_id,
+            "line": line,
+            "field": name,
+            **phrased(reason=followed_by(before.get(line, ""), told[line])),
+        }
+        for line, (name, _reasons) in problems.items()
     ]
     made = insert(ImportProblem)
-    both = ImportProblem.reason + " " + made.excluded.reason
-    session.execute(made.on_conflict_do_update(index_elements=["import_id", "line"], set_={"reason": both}), rows)
+    both = {name: made.excluded[name] for name in phrased(reason="")}
+    session.execute(made.on_conflict_do_update(index_elements=["import_id", "line"], set_=both), rows)
 
 
 def count_val(found: Import, results: Sequence[AddResult]) -> None:

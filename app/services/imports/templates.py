@@ -14,6 +14,7 @@ import orjson
 from PIL import Image
 
 from app.errors import NotFound
+from illume.phrases import _
 
 PROMPTS: tuple[dict[str, Any], ...] = (
     {
@@ -75,7 +76,7 @@ def as_zip() -> bytes:
 def sample_photographs(folder: Path) -> bytes:
     """The photographs of a folder with their prompts, as a zip. Raises `NotFound` where the folder is not there."""
     if not (folder / "prompts.jsonl").exists():
-        raise NotFound("The sample photographs are not installed.")
+        raise NotFound(_("The sample photographs are not installed."))
     pictures = {f"images/{path.name}": path.read_bytes() for path in sorted(folder.glob("images/*.jpg"))}
     return _zip_of({"prompts.jsonl": (folder / "prompts.jsonl").read_bytes(), **pictures})
 

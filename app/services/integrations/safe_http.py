@@ -14,7 +14,7 @@ import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ import httpcore
 
 from app.errors import Invalid, TooLarge
 from app.settings import get_settings
+from illume.phrases import _
 
 MAX_REDIRECTS = 3
 MAX_URL_LENGTH = 2000
@@ -66,6 +67,11 @@ MAYBE_EXPIRED = (403, 404, 410)
 REDIRECTS = (301, 302, 303, 307, 308)
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class NotAllowed(Invalid):
+    """The address is private, and not one of those that may be reached."""
 
 
 class Unreachable(Invalid):
@@ -79,11 +85,28 @@ def resolve(host: str, port: int) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Which URLs may be requested: their schemes, and whether private addresses are allowed. `resolve` queries DNS."""
+    """Which URLs may be requested: their schemes, and private addresses: all of them, or those of some networks.
+
+    `resolve` queries DNS.
+    """
 
     schemes: tuple[str, ...] = ("https",)
     private: bool = False
     resolve: Callable[[str, int], list[str]] = resolve
+    networks: tuple[Network, ...] = ()
+
+    def allows(self, scheme: str, address: str) -> bool:
+        """Whether an address may be reached; in the networks by either scheme, elsewhere by the given ones."""
+        if any(_is_in(address, network) for network in self.networks):
+            return True
+        return scheme in self.schemes and (self.private or is_public(address))
+
+
+def _is_in(text: str, network: Network) -> bool:
+    try:
+        return ipaddress.ip_address(text.partition("%")[0]) in network
+    except ValueError:
+        return False
 
 
 def reach_of_settings() -> Reach:
@@ -135,31 +158,54 @@ class Place:
 def find_place(url: str, reach: Reach, *, seconds: float = RESOLVE_SECONDS) -> Place:
     """Check and resolve a URL. Raises `Invalid` if it may not be requested, `Unreachable` for an unknown host name."""
     if len(url) > MAX_URL_LENGTH:
-        raise Invalid(f"A web address has {MAX_URL_LENGTH:,} characters at most.", field="url")
+        raise Invalid(
+            _("A web address has %(max_url_length)s characters at most.", max_url_length=f"{MAX_URL_LENGTH:,}"),
+            field="url",
+        )
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise Invalid("This is not a web address.", field="url") from error
-    if parts.scheme not in reach.schemes or not parts.hostname:
+        raise Invalid(_("This is not a web address."), field="url") from error
+    schemes = ("https", "http") if reach.networks else reach.schemes
+    if parts.scheme not in schemes or not parts.hostname:
         raise Invalid(
-            f"A web address must begin with {' or '.join(f'{one}://' for one in reach.schemes)}.", field="url"
+            _("A web address must begin with %(list)s.", list=" or ".join(f"{one}://" for one in schemes)),
+            field="url",
         )
     if parts.username is not None or parts.password is not None:
-        raise Invalid("A web address must not contain a user name or password.", field="url")
+        raise Invalid(_("A web address must not contain a user name or password."), field="url")
     if not url.isascii() or any(letter <= " " or letter == "\x7f" for letter in url):
-        raise Invalid("A web address has only ASCII characters and no spaces: write others as %XX.", field="url")
+        raise Invalid(_("A web address has only ASCII characters and no spaces: write others as %%XX."), field="url")
     target = target_of(url)
     port = port or (443 if parts.scheme == "https" else 80)
     try:
         addresses = resolve_within(reach, parts.hostname, port, seconds)
     except (OSError, UnicodeError) as error:
-        raise Unreachable(f"The name {parts.hostname} is not known.", field="url") from error
+        raise _unknown(parts.hostname) from error
     if not addresses:
-        raise Unreachable(f"The name {parts.hostname} is not known.", field="url")
-    if not reach.private and not all(is_public(address) for address in addresses):
-        raise Invalid(f"{parts.hostname} is a private address: only public ones may be reached.", field="url")
+        raise _unknown(parts.hostname)
+    if not all(reach.allows(parts.scheme, address) for address in addresses):
+        raise _not_allowed(parts.hostname, addresses, reach)
     return Place(parts.scheme, parts.hostname, port, addresses[0], target)
+
+
+def _unknown(host: str) -> Unreachable:
+    return Unreachable(_("The name %(host)s is not known.", host=host), field="url")
+
+
+def _not_allowed(host: str, addresses: Sequence[str], reach: Reach) -> Invalid:
+    if not reach.networks:
+        found = _("%(hostname)s is a private address: only public ones may be reached.", hostname=host)
+        return NotAllowed(found, field="url")
+    if all(is_public(address) for address in addresses):
+        found = _("%(hostname)s is a public address: it must be reached by https://.", hostname=host)
+        return Invalid(found, field="url")
+    found = _(
+        "%(hostname)s is a private address: only public ones may be reached, and those that the installation allows.",
+        hostname=host,
+    )
+    return NotAllowed(found, field="url")
 
 
 def target_of(url: str) -> str:
@@ -258,9 +304,12 @@ def open_response(
         ):
             yield response
     except (OSError, ValueError, httpcore.ProtocolError) as error:
-        slow = isinstance(error, TimeoutError)
-        reason = f"did not answer within {seconds:g} s" if slow else f"could not be reached: {error}"
-        raise Unreachable(f"{place.host} {reason}.", field="url") from error
+        reason = (
+            _("%(host)s did not answer within %(seconds)s s.", host=place.host, seconds=f"{seconds:g}")
+            if isinstance(error, TimeoutError)
+            else _("%(host)s could not be reached: %(error)s.", host=place.host, error=error)
+        )
+        raise Unreachable(reason, field="url") from error
 
 
 def fetch(url: str, *, reach: Reach, limit: int, seconds: float) -> bytes:
@@ -270,7 +319,7 @@ def fetch(url: str, *, reach: Reach, limit: int, seconds: float) -> bytes:
     """
     deadline = time.monotonic() + seconds
     headers = {"Accept-Encoding": "identity"}
-    for _ in range(MAX_REDIRECTS + 1):
+    for _attempt in range(MAX_REDIRECTS + 1):
         place = find_place(url, reach, seconds=max(0.0, deadline - time.monotonic()))
         with open_response(place, "GET", headers=headers, body=None, seconds=seconds, deadline=deadline) as response:
             if response.status in REDIRECTS:
@@ -278,15 +327,23 @@ def fetch(url: str, *, reach: Reach, limit: int, seconds: float) -> bytes:
                 url = location if "://" in location.partition("?")[0] else urljoin(url, location)
                 continue
             if response.status != 200:
-                why = ": the address may have expired" if response.status in MAYBE_EXPIRED else ""
-                raise Unreachable(f"{place.host} answered {response.status}{why}.", field="url")
+                values = {"host": place.host, "status": response.status}
+                expired = response.status in MAYBE_EXPIRED
+                raise Unreachable(
+                    _("%(host)s answered %(status)s: the address may have expired.", **values)
+                    if expired
+                    else _("%(host)s answered %(status)s.", **values),
+                    field="url",
+                )
             data = bytearray()
             for piece in response.iter_stream():
                 data += piece
                 if len(data) > limit:
-                    raise TooLarge(f"The file at {place.host} is over {limit >> 20} MB.", field="url")
+                    raise TooLarge(
+                        _("The file at %(host)s is over %(value)s MB.", host=place.host, value=limit >> 20), field="url"
+                    )
             return bytes(data)
-    raise Unreachable(f"There are over {MAX_REDIRECTS} redirects.", field="url")
+    raise Unreachable(_("There are over %(count)s redirects.", count=MAX_REDIRECTS), field="url")
 
 
 def location_of(response: httpcore.Response) -> str:

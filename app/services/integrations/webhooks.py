@@ -29,6 +29,7 @@ from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_
 from app.services.kernel.rights import Right
 from app.services.kernel.verdict_schema import STORED_JSON
 from app.settings import get_settings
+from illume.phrases import _
 
 VERDICT = "verdict"
 ROUND_FINISHED = "round.finished"
@@ -71,7 +72,7 @@ def secret_of(webhook: Webhook) -> str:
     """
     key = get_settings().secret_key.encode()
     if not key:
-        raise Unavailable("ILLUME_SECRET_KEY is not set: webhooks cannot be signed without it.")
+        raise Unavailable(_("ILLUME_SECRET_KEY is not set: webhooks cannot be signed without it."))
     digest = hmac.new(key, f"webhook {webhook.salt}".encode(), hashlib.sha256).digest()
     return "whsec_" + base64.b64encode(digest).decode()
 
@@ -104,7 +105,7 @@ def add_webhook(
 
 def _check_count(session: Session) -> None:
     if (session.scalar(select(func.count()).select_from(Webhook)) or 0) >= MAX_WEBHOOKS:
-        raise Conflict(f"There are already {MAX_WEBHOOKS} webhooks: remove one first.")
+        raise Conflict(_("There are already %(max_webhooks)s webhooks: remove one first.", max_webhooks=MAX_WEBHOOKS))
 
 
 def check_events(events: Sequence[str]) -> list[str]:
@@ -135,7 +136,7 @@ def get_webhook(session: Session, actor: Actor, webhook_id: int) -> Webhook:
     """A webhook. Raises `NotFound`, `Forbidden`."""
     found = session.get(Webhook, webhook_id)
     if found is None:
-        raise NotFound("There is no such webhook.")
+        raise NotFound(_("There is no such webhook."))
     _require(session, actor, None if found.project_id is None else session.get_one(Project, found.project_id))
     return found
 
@@ -209,7 +210,7 @@ def replay(session: Session, actor: Actor, webhook_id: int, delivery_id: int) ->
     found = get_webhook(session, actor, webhook_id)
     delivery = session.get(WebhookDelivery, delivery_id, with_for_update=True)
     if delivery is None or delivery.webhook_id != found.id:
-        raise NotFound("There is no such delivery of this webhook.")
+        raise NotFound(_("There is no such delivery of this webhook."))
     delivery.state, delivery.tries = DeliveryState.pending, 0
     delivery.next_at, delivery.finished_at = func.now(), None
     session.flush()
@@ -400,7 +401,7 @@ def send(sending: Sending, reach: safe_http.Reach) -> Answer:
         status = safe_http.post(sending.url, sending.body, headers=headers, reach=reach, seconds=RESPONSE_SECONDS)
     except DomainError as error:
         return Answer(None, error.detail)
-    return Answer(status, None if 200 <= status < 300 else f"It answered {status}.")
+    return Answer(status, None if 200 <= status < 300 else _("It answered %(status)s.", status=status))
 
 
 def _store_result(session: Session, sending: Sending, answer: Answer) -> None:

@@ -11,6 +11,8 @@ from app.models import Assignment, AssignmentState, Project, Purpose
 from app.services.judging.claim import EXTEND, GET_CLAIM, Claim
 from app.services.kernel.actors import Actor, project_role, require
 from app.services.kernel.rights import RIGHTS, Right
+from app.services.prompts.prompts import images_path
+from illume.phrases import _
 
 EXPIRE_CLAIMS = """
 WITH expired AS (
@@ -30,14 +32,14 @@ SELECT count(*) FROM lapsed
 
 def get_assignment(session: Session, actor: Actor, assignment_id: int) -> Claim:
     """A claim; for its critic and the project's reviewers. Raises `NotFound`, `Forbidden`."""
-    row = session.execute(GET_CLAIM.clause, {"assignment": assignment_id}).one_or_none()
+    row = session.execute(GET_CLAIM.clause, {"assignment": assignment_id, "images": images_path()}).one_or_none()
     project = None if row is None else session.get(Project, row.project_id)
     role = None if project is None else project_role(session, actor, project)
     if row is None or role is None:
-        raise NotFound("There is no such assignment.")
+        raise NotFound(_("There is no such assignment."))
     if row.critic_id != actor.user_id and Right.reviews not in RIGHTS[role]:
-        raise Forbidden("This is another critic's assignment.")
-    return Claim(row.id, row.expires_at, True, orjson.dumps(row.body), row.is_blurred)
+        raise Forbidden(_("This is another critic's assignment."))
+    return Claim(row.id, row.expires_at, True, orjson.dumps(row.body), row.is_blurred, row.language)
 
 
 def list_open_assignments(session: Session, actor: Actor, project: Project) -> list[Claim]:
@@ -62,7 +64,7 @@ def heartbeat(session: Session, actor: Actor, assignment_id: int) -> Claim:
     """
     assignment = _lock_own(session, actor, assignment_id)
     if assignment.state is not AssignmentState.open:
-        raise Conflict(f"This assignment is {assignment.state.value}: claim another one.")
+        raise Conflict(_("This assignment is %(value)s: claim another one.", value=assignment.state.value))
     session.execute(EXTEND.clause, {"assignment": assignment_id})
     return get_assignment(session, actor, assignment_id)
 
@@ -94,9 +96,9 @@ def _lock_own(session: Session, actor: Actor, assignment_id: int) -> Assignment:
     )
     project = None if assignment is None else session.get(Project, assignment.project_id)
     if assignment is None or project is None:
-        raise NotFound("There is no such assignment.")
+        raise NotFound(_("There is no such assignment."))
     if assignment.critic_id != actor.user_id:
-        raise Forbidden("This is another critic's assignment.")
+        raise Forbidden(_("This is another critic's assignment."))
     if project_role(session, actor, project) is None:
-        raise NotFound("There is no such assignment.")
+        raise NotFound(_("There is no such assignment."))
     return assignment

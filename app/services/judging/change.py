@@ -23,6 +23,7 @@ from app.models import (
 )
 from app.services.acceptance import rules
 from app.services.judging.feed import body_of
+from app.services.judging.fields import check_change
 from app.services.judging.rows import (
     check_candidates,
     close_if_full,
@@ -36,6 +37,7 @@ from app.services.kernel.actors import Actor
 from app.services.kernel.verdict_schema import USES_SLOT, VerdictIn
 from app.services.projects.projects import settings_of
 from app.services.quality import reviews, standings
+from illume.phrases import _
 
 
 def change(session: Session, actor: Actor, verdict_id: int, verdict: VerdictIn) -> dict[str, Any]:
@@ -48,8 +50,9 @@ def change(session: Session, actor: Actor, verdict_id: int, verdict: VerdictIn) 
     if not old.current:
         newest = select(Verdict.id).where(Verdict.assignment_id == old.assignment_id, Verdict.current)
         newest_id = session.scalar(newest)
-        raise Conflict("This verdict has already been changed: change the latest one.", verdict=str(newest_id))
+        raise Conflict(_("This verdict has already been changed: change the latest one."), verdict=str(newest_id))
     check_candidates(assignment.shown, verdict)
+    check_change(session, assignment, verdict)
     state = old.state
     used = old.kind in USES_SLOT
     old.current = False
@@ -83,7 +86,7 @@ def lock_own(session: Session, actor: Actor, verdict_id: int) -> tuple[Verdict, 
     """The actor's own verdict, with what it is about, locked. Raises `NotFound`, `Forbidden`."""
     found = session.get(Verdict, verdict_id)
     if found is None:
-        raise NotFound("There is no such verdict.")
+        raise NotFound(_("There is no such verdict."))
     locked = lock_assignment(session, actor, found.assignment_id)
     session.refresh(found)
     return found, *locked

@@ -14,7 +14,7 @@ from app.db.judging_pool import Call, Transaction, Values, statement
 from app.services.kernel.actors import CRITIC_LOCK, Actor
 from app.services.kernel.rights import JUDGING_ROLES, Right
 from app.services.projects.access import project_for
-from app.services.prompts.prompts import PARTS_JSON
+from app.services.prompts.prompts import HAS_RATING, IMAGE_JSON, PARTS_JSON, POLICY_JSON, images_path
 from app.services.quality import standings
 
 RETRIES = 20
@@ -28,8 +28,9 @@ HEAD_SIZE = 24
 MAX_ID = 2**63 - 1
 
 # A claim as JSON: the prompt without references and metadata, the candidates in the order they are shown. `a` is the
-# assignment, `s` its candidate set, `p` its prompt. The true state of a prompt
-# would give gold prompts away, and what others said.
+# assignment, `s` its candidate set, `p` its prompt. The true state of a prompt would give gold prompts away, and what
+# others said. Where answers have fields, no candidate comes with it before the critic's blind values are stored, and
+# where one is a rating, the prompt's answer never: it may be the right rating.
 CLAIM_JSON = f"""
 jsonb_build_object(
     'id', a.id::text,
@@ -41,24 +42,31 @@ jsonb_build_object(
         'split', p.split,
         'state', CASE WHEN a.state = 'open' THEN 'ready' ELSE 'judged' END,
         'question', p.question,
-        'answer', coalesce(p.answer, s.answer),
+        'answer', CASE WHEN NOT (a.is_blind AND {HAS_RATING.format(project="s.project_id")}) THEN
+            coalesce(p.answer, s.answer)
+        END,
         'images', (
-            SELECT jsonb_agg(jsonb_build_object(
-                'sha256', i.sha256, 'url', '/api/v1/images/' || i.sha256, 'width', i.width, 'height', i.height
-            ) ORDER BY pi.position)
+            SELECT jsonb_agg({IMAGE_JSON} ORDER BY pi.position)
             FROM prompt_images pi JOIN images i ON i.sha256 = pi.sha256 WHERE pi.prompt_id = p.id
         ),
         'parts', {PARTS_JSON}
     ),
-    'candidates', (
+    'candidates', CASE WHEN NOT a.is_blind THEN (
         SELECT jsonb_agg(jsonb_build_object('id', c.id::text, 'text', c.text) ORDER BY array_position(a.shown, c.id))
-        FROM candidates c WHERE c.candidate_set_id = s.id
-    )
-)
+        FROM candidates c WHERE c.candidate_set_id = s.id AND c.id = ANY (a.shown)
+    ) WHEN a.blind IS NOT NULL THEN (
+        SELECT coalesce(jsonb_agg(jsonb_build_object('id', c.id::text, 'text', c.text, 'fields', c.fields)
+            ORDER BY array_position(a.shown, c.id)), '[]')
+        FROM candidates c WHERE c.id = ANY (a.shown)
+    ) END
+) || CASE WHEN a.is_blind OR p.policy_version_id IS NOT NULL THEN
+    jsonb_build_object('fields', a.blind, 'policy', {POLICY_JSON})
+ELSE '{{}}' END
 """  # noqa: S608 - constants only
 
 # Whether the prompt's metadata ask that its images are blurred at first.
 IS_BLURRED = "coalesce(p.metadata ->> 'blur' IN ('true', 'yes'), false) AS is_blurred"
+LANGUAGE = "p.metadata ->> 'language' AS language"
 
 # Whether the critic has not had the set for this purpose yet. The condition matches its unique index. A scalar subquery
 # instead of `NOT EXISTS`, which the planner may turn into a join with all assignments.
@@ -81,12 +89,14 @@ IS_ELIGIBLE = f"""
 AND {NOT_HAD.format(set="s.id", purpose="work")}
 """  # noqa: S608 - constants only
 # The first eligible set that no other transaction is claiming. Each set is locked when it is checked; `LIMIT` ends the
-# search at the first one, so that later sets are not locked.
+# search at the first one, so that later sets are not locked. One whose candidates a machine critic has chosen since the
+# statement's snapshot is passed over: the snapshot shows those from before.
 FIRST_UNLOCKED = """
 SELECT free.id, free.slots
 FROM {of} w CROSS JOIN LATERAL (
     SELECT s.id, s.slots FROM candidate_sets s
     WHERE s.id = w.id AND s.state = 'ready' AND s.taken = w.taken AND s.taken < s.slots
+      AND s.selected_by IS NOT DISTINCT FROM w.selected_by
     FOR UPDATE SKIP LOCKED
 ) free
 WHERE {condition} LIMIT 1
@@ -104,6 +114,7 @@ WITH rules AS (
     SELECT j.id AS project, coalesce(CAST(:max_open AS int), (r.settings ->> 'max_open')::int) AS max_open,
         make_interval(secs => 60 * (r.settings ->> 'lease_minutes')::double precision) AS lease,
         :gold_draw < coalesce((r.settings ->> 'gold_share')::double precision, 0) AS wants_gold,
+        coalesce(jsonb_array_length(r.settings -> 'answer_fields'), 0) > 0 AS is_blind,
         :repeat_draw < coalesce((r.settings ->> 'repeat_share')::double precision, 0) AS wants_repeat,
         coalesce((r.settings ->> 'repeat_after')::int, 0) AS repeat_after,
         d.paused_at IS NULL AND (
@@ -122,7 +133,7 @@ WITH rules AS (
 ), resumed AS (
     UPDATE assignments SET expires_at = now() + (SELECT lease FROM rules)
     WHERE id = (SELECT min(id) FROM open_claims HAVING count(*) >= (SELECT max_open FROM rules)) AND state = 'open'
-    RETURNING id, state, candidate_set_id, shown, expires_at, purpose
+    RETURNING id, state, candidate_set_id, shown, expires_at, purpose, is_blind, blind
 ), capacity AS (
     SELECT (SELECT count(*) FROM open_claims) < (SELECT max_open FROM rules)
         AND (SELECT may_claim FROM rules) AS is_free
@@ -159,12 +170,12 @@ WITH rules AS (
     SELECT (SELECT is_free FROM capacity) AND NOT EXISTS (SELECT FROM gold)
         AND NOT EXISTS (SELECT FROM repeated) AS is_work
 ), head AS MATERIALIZED (
-    SELECT s.id, s.taken, s.rank, s.prompt_id FROM candidate_sets s
+    SELECT s.id, s.taken, s.rank, s.prompt_id, s.selected_by FROM candidate_sets s
     WHERE (SELECT is_work FROM purpose_drawn)
       AND s.project_id = (SELECT project FROM rules) AND s.state = 'ready' AND s.taken < s.slots
     ORDER BY s.taken, s.rank, s.id LIMIT {HEAD_SIZE}
 ), in_head AS MATERIALIZED (
-    SELECT s.id, s.taken, s.rank, s.prompt_id FROM head s WHERE {IS_ELIGIBLE}
+    SELECT s.id, s.taken, s.rank, s.prompt_id, s.selected_by FROM head s WHERE {IS_ELIGIBLE}
 ), saved_place AS MATERIALIZED (
     SELECT coalesce(max(taken), -1) AS taken, coalesce(max(rank), '-Infinity') AS rank,
         coalesce(max(set_id), 0) AS set_id
@@ -172,7 +183,8 @@ WITH rules AS (
 ), search_on AS (
     SELECT NOT EXISTS (SELECT FROM in_head) AND (SELECT count(*) FROM head) = {HEAD_SIZE} AS is_needed
 ), beyond_head AS MATERIALIZED (
-    SELECT s.id, s.taken, s.rank, s.prompt_id FROM candidate_sets s JOIN prompts p ON p.id = s.prompt_id
+    SELECT s.id, s.taken, s.rank, s.prompt_id, s.selected_by
+    FROM candidate_sets s JOIN prompts p ON p.id = s.prompt_id
     WHERE (SELECT is_needed FROM search_on)
       AND s.project_id = (SELECT project FROM rules) AND s.state = 'ready' AND s.taken < s.slots
       AND (s.taken, s.rank, s.id) >= (
@@ -200,7 +212,8 @@ WITH rules AS (
     SELECT * FROM ({FIRST_UNLOCKED.format(of="eligible", condition="NOT EXISTS (SELECT FROM other_image)")}) same_image
 ), new_claim AS (
     SELECT c.id, free.slot, 'work' AS purpose, (
-        SELECT array_agg(x.id ORDER BY random()) FROM candidates x WHERE x.candidate_set_id = c.id
+        SELECT array_agg(x.id ORDER BY random()) FROM candidates x
+        WHERE x.candidate_set_id = c.id AND x.invalid IS NULL AND NOT x.spare
     ) AS shown
     FROM chosen c CROSS JOIN LATERAL (
         SELECT min(n) AS slot FROM generate_series(1, c.slots) n
@@ -219,22 +232,30 @@ WITH rules AS (
     SELECT repeated.id, 1, 'repeat', repeated.shown[turn + 1 :] || repeated.shown[1 : turn]
     FROM repeated, LATERAL (SELECT 1 + floor(random() * (cardinality(repeated.shown) - 1))::int AS turn) t
 ), claimed AS (
-    INSERT INTO assignments (project_id, candidate_set_id, critic_id, slot, state, purpose, shown, expires_at)
+    INSERT INTO assignments (
+        project_id, candidate_set_id, critic_id, slot, state, purpose, shown, expires_at, is_blind, blind, blind_at
+    )
     SELECT (SELECT project FROM rules), n.id, :critic, n.slot, 'open', n.purpose, n.shown,
-        now() + (SELECT lease FROM rules)
-    FROM new_claim n
+        now() + (SELECT lease FROM rules), (SELECT is_blind FROM rules), rated.blind, rated.blind_at
+    FROM new_claim n LEFT JOIN LATERAL (
+        -- A critic who has seen the candidates rates no more: what they said blind before their claim lapsed stands.
+        SELECT o.blind, o.blind_at FROM assignments o
+        WHERE (SELECT is_blind FROM rules) AND o.critic_id = :critic AND o.candidate_set_id = n.id
+          AND o.purpose = n.purpose AND o.state = 'lapsed' AND o.blind IS NOT NULL
+        ORDER BY o.id DESC LIMIT 1
+    ) rated ON true
     ON CONFLICT DO NOTHING
-    RETURNING id, state, candidate_set_id, shown, expires_at, purpose
+    RETURNING id, state, candidate_set_id, shown, expires_at, purpose, is_blind, blind
 ), counted AS (
     UPDATE candidate_sets s SET taken = s.taken + 1
     FROM claimed WHERE s.id = claimed.candidate_set_id AND claimed.purpose = 'work'
 ), a AS (
     SELECT *, true AS resumed FROM resumed UNION ALL SELECT *, false FROM claimed
 )
-SELECT a.id, a.expires_at, a.resumed, {CLAIM_JSON} AS body, {IS_BLURRED}, true AS found, true AS may_claim
+SELECT a.id, a.expires_at, a.resumed, {CLAIM_JSON} AS body, {IS_BLURRED}, {LANGUAGE}, true AS found, true AS may_claim
 FROM a JOIN candidate_sets s ON s.id = a.candidate_set_id JOIN prompts p ON p.id = s.prompt_id
 UNION ALL
-SELECT NULL, NULL, NULL, NULL, NULL,
+SELECT NULL, NULL, NULL, NULL, NULL, NULL,
     EXISTS (SELECT FROM in_head) OR EXISTS (SELECT FROM beyond_head) OR EXISTS (SELECT FROM place_reset)
         OR EXISTS (SELECT FROM new_claim),
     coalesce((SELECT may_claim FROM rules), false)
@@ -250,7 +271,7 @@ SELECT array_agg(id ORDER BY id) AS ids FROM assignments
 WHERE critic_id = CAST(:critic AS bigint) AND project_id = CAST(:project AS bigint) AND state = 'open'
 """)
 GET_CLAIM = statement(f"""
-SELECT a.id, a.expires_at, {CLAIM_JSON} AS body, {IS_BLURRED}, a.critic_id, a.project_id
+SELECT a.id, a.expires_at, {CLAIM_JSON} AS body, {IS_BLURRED}, {LANGUAGE}, a.critic_id, a.project_id
 FROM assignments a JOIN candidate_sets s ON s.id = a.candidate_set_id JOIN prompts p ON p.id = s.prompt_id
 WHERE a.id = CAST(:assignment AS bigint)
 """)  # noqa: S608 - constants only
@@ -273,7 +294,8 @@ RETURNING a.id
 class Claim:
     """A claim as its critic sees it. `content` is the JSON that REST returns; `resumed`: the claim was open before.
 
-    `is_blurred`: the page blurs the prompt's images until the critic asks to see them.
+    `is_blurred`: the page blurs the prompt's images until the critic asks to see them. `language` is what the prompt's
+    metadata say of its texts.
     """
 
     assignment_id: int
@@ -281,6 +303,7 @@ class Claim:
     resumed: bool
     content: bytes
     is_blurred: bool
+    language: str | None = None
 
     @property
     def body(self) -> dict[str, Any]:
@@ -296,9 +319,9 @@ class Claim:
 
     @property
     def candidates(self) -> list[dict[str, str]]:
-        """`id` and `text` of each candidate, in the order they are shown."""
-        candidates: list[dict[str, str]] = self.body["candidates"]
-        return candidates
+        """`id` and `text` of each candidate, in the order they are shown; none before blind values are given."""
+        candidates: list[dict[str, str]] | None = self.body["candidates"]
+        return candidates or []
 
 
 async def claim(
@@ -318,7 +341,7 @@ async def claim(
         if row is None:
             return None
         if row["id"] is not None:
-            return Claim(row["id"], row["expires_at"], row["resumed"], row["body"], row["is_blurred"])
+            return Claim(row["id"], row["expires_at"], row["resumed"], row["body"], row["is_blurred"], row["language"])
         if not row["may_claim"]:
             project = await project_for(transaction, actor, slug, Right.judges)
             await standings.admit(transaction, actor, project.id, slug)
@@ -350,10 +373,10 @@ async def next_claim(
     """
     for assignment_id in open_claims:
         if assignment_id not in known:
-            values = {"assignment": assignment_id}
+            values: Values = {"assignment": assignment_id, "images": images_path()}
             row = (await transaction.run((EXTEND, values), (GET_CLAIM, values)))[-1]
             if row is not None:
-                return Claim(row["id"], row["expires_at"], True, row["body"], row["is_blurred"])
+                return Claim(row["id"], row["expires_at"], True, row["body"], row["is_blurred"], row["language"])
     claimed = await claim(transaction, actor, slug, is_locked=is_locked)
     return None if claimed is None or claimed.assignment_id in known else claimed
 
@@ -370,4 +393,5 @@ def claim_values(actor: Actor, slug: str, *, max_open: int | None = None) -> Val
         "max_open": max_open or actor.max_open,
         "gold_draw": random.random(),
         "repeat_draw": random.random(),
+        "images": images_path(),
     }

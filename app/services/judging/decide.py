@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
+from app.db.sessions import id_in
 from app.errors import Conflict, Forbidden, Invalid, NotFound
 from app.models import (
     Assignment,
@@ -26,6 +28,7 @@ from app.models import (
     VerdictState,
 )
 from app.services.acceptance import rules
+from app.services.judging.fields import check_change
 from app.services.judging.rows import check_candidates, close_if_full, start_round_if_due, store_verdict, take_slot
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
@@ -34,6 +37,7 @@ from app.services.kernel.verdict_schema import USES_SLOT, VerdictIn
 from app.services.projects.projects import settings_of
 from app.services.quality import reviews
 from app.services.quality.reviews import OPEN_STATES, RETURNED_OF, check_note, lock_review, review_json
+from illume.phrases import _
 
 RETURNED = f"""
 SELECT jsonb_build_object(
@@ -65,25 +69,24 @@ def decide(session: Session, actor: Actor, review_id: int, verdict: VerdictIn) -
     """
     review, project = lock_review(session, actor, review_id)
     if not verdict.uses_slot:
-        raise Invalid("A decision picks candidates, gives a rationale, or says none_fit.", field="kind")
+        raise Invalid(_("A decision picks candidates, gives a rationale, or says none_fit."), field="kind")
     candidate_set, prompt = _lock_set_and_prompt(session, review)
     assignment = _review_assignment(session, actor, candidate_set)
     check_candidates(assignment.shown, verdict)
-    old = session.scalar(
-        select(Verdict).where(
-            Verdict.candidate_set_id == candidate_set.id, Verdict.current, Verdict.state == VerdictState.decided
-        )
-    )
+    check_change(session, assignment, verdict)
+    old = _decision_on(session, candidate_set.id)
+    said = fields_in_force(session, [candidate_set.id])[candidate_set.id] | (verdict.fields or {})
     if old is not None:
         old.current = False
         session.flush()
     supersedes = None if old is None else old.id
-    row = store_verdict(session, assignment, verdict, VerdictState.decided, supersedes=supersedes)
     if candidate_set.state is CandidateSetState.ready:
         candidate_set.state = CandidateSetState.judged
     if prompt.state in (PromptState.held, PromptState.ready):
         prompt.state = PromptState.judged
     session.flush()
+    whole = verdict.model_copy(update={"fields": said or None})
+    row = store_verdict(session, assignment, whole, VerdictState.decided, supersedes=supersedes)
     session.execute(
         update(Review)
         .where(Review.candidate_set_id == candidate_set.id, Review.state.in_(OPEN_STATES))
@@ -93,6 +96,24 @@ def decide(session: Session, actor: Actor, review_id: int, verdict: VerdictIn) -
     audit.record(session, actor, "review.decide", f"review:{review.id}", project.id, verdict=row.id)
     _refresh_prompt(session, prompt)
     return review_json(session, review.id)
+
+
+def fields_in_force(session: Session, set_ids: Sequence[int]) -> dict[int, dict[str, str | None]]:
+    """The fields of sets as decided before, else as their critics agree on them: what a decision leaves out."""
+    agreed = rules.agreed_fields(session, set_ids)
+    decisions = select(Verdict.candidate_set_id, Verdict.fields).where(
+        id_in(Verdict.candidate_set_id, set_ids), Verdict.current, Verdict.state == VerdictState.decided
+    )
+    decided = {row.candidate_set_id: row.fields or {} for row in session.execute(decisions)}
+    return {one: agreed.get(one, {}) | decided.get(one, {}) for one in set_ids}
+
+
+def _decision_on(session: Session, set_id: int) -> Verdict | None:
+    return session.scalar(
+        select(Verdict).where(
+            Verdict.candidate_set_id == set_id, Verdict.current, Verdict.state == VerdictState.decided
+        )
+    )
 
 
 def _review_assignment(session: Session, actor: Actor, candidate_set: CandidateSet) -> Assignment:
@@ -107,7 +128,9 @@ def _review_assignment(session: Session, actor: Actor, candidate_set: CandidateS
     if found is not None:
         return found
     shown = session.scalars(
-        select(Candidate.id).where(Candidate.candidate_set_id == candidate_set.id).order_by(Candidate.position)
+        select(Candidate.id)
+        .where(Candidate.candidate_set_id == candidate_set.id, Candidate.invalid.is_(None), ~Candidate.spare)
+        .order_by(Candidate.position)
     )
     assignment = Assignment(
         project_id=candidate_set.project_id,
@@ -192,12 +215,12 @@ def accept(session: Session, actor: Actor, review_id: int) -> dict[str, Any]:
     """
     review, project = lock_review(session, actor, review_id, Right.administers)
     if review.kind is not ReviewKind.late or review.verdict_id is None:
-        raise Conflict("Only a late verdict can be accepted.")
+        raise Conflict(_("Only a late verdict can be accepted."))
     given = session.get_one(Verdict, review.verdict_id, populate_existing=True)
     assignment = session.get_one(Assignment, given.assignment_id, with_for_update={"key_share": True})
     candidate_set, prompt = _lock_set_and_prompt(session, review)
     if not given.current or given.state is not VerdictState.kept_aside:
-        raise Conflict("This verdict has been changed since: look at the latest one.")
+        raise Conflict(_("This verdict has been changed since: look at the latest one."))
     judges = given.kind in USES_SLOT
     if judges and not take_slot(session, assignment, candidate_set, AssignmentState.judged):
         _add_slot(session, assignment, candidate_set)
@@ -228,7 +251,7 @@ def _add_slot(session: Session, assignment: Assignment, candidate_set: Candidate
         )
     )
     if other is not None:
-        raise Conflict("Its critic has been given this set again since: only one of the two can count.")
+        raise Conflict(_("Its critic has been given this set again since: only one of the two can count."))
     held = (AssignmentState.open, AssignmentState.judged)
     last = session.scalar(select(func.max(Assignment.slot)).where(*of_set, Assignment.state.in_(held)))
     candidate_set.slots += 1
@@ -249,14 +272,14 @@ def send_back(session: Session, actor: Actor, review_id: int, verdict_id: int, n
     checked = check_note(note, needed=True)
     given = session.get(Verdict, verdict_id, populate_existing=True)
     if given is None or given.candidate_set_id != review.candidate_set_id:
-        raise Invalid("This verdict does not belong to the set under review.", field="verdict")
+        raise Invalid(_("This verdict does not belong to the set under review."), field="verdict")
     if not given.current or given.state is VerdictState.decided:
-        raise Conflict("Only a critic's latest verdict can be sent back.")
+        raise Conflict(_("Only a critic's latest verdict can be sent back."))
     waiting = select(ReturnedVerdict.id).where(
         ReturnedVerdict.verdict_id == given.id, ReturnedVerdict.answered_at.is_(None)
     )
     if session.scalar(waiting) is not None:
-        raise Conflict("This verdict has already been sent back; its critic has not answered yet.")
+        raise Conflict(_("This verdict has already been sent back; its critic has not answered yet."))
     session.add(
         ReturnedVerdict(
             project_id=project.id,
@@ -284,9 +307,9 @@ def confirm_returned(session: Session, actor: Actor, returned_id: int) -> None:
     """Confirm a verdict that was sent back, and reopen its review. Raises `NotFound`, `Forbidden`."""
     row = session.get(ReturnedVerdict, returned_id, with_for_update=True, populate_existing=True)
     if row is None or row.answered_at is not None:
-        raise NotFound("There is no such verdict waiting for your answer.")
+        raise NotFound(_("There is no such verdict waiting for your answer."))
     if row.critic_id != actor.user_id:
-        raise Forbidden("This is another critic's verdict.")
+        raise Forbidden(_("This is another critic's verdict."))
     row.answered_at = func.now()
     review = session.get_one(Review, row.review_id, with_for_update=True, populate_existing=True)
     if review.state is ReviewState.sent_back:

@@ -20,6 +20,7 @@ from app.services.kernel.verdict_schema import (
     STORED_JSON,
     verdict_json,
 )
+from illume.phrases import _
 
 ONE = f"SELECT {STORED_JSON} AS body FROM verdicts v WHERE v.id = :verdict"  # noqa: S608 - constants only
 FULL = f"SELECT {FULL_JSON} AS body FROM verdicts v WHERE v.id = :verdict"  # noqa: S608 - constants only
@@ -54,10 +55,10 @@ def get_verdict(session: Session, actor: Actor, verdict_id: int) -> dict[str, An
     project = None if found is None else session.get(Project, found.project_id)
     role = None if project is None else project_role(session, actor, project)
     if found is None or role is None:
-        raise NotFound("There is no such verdict.")
+        raise NotFound(_("There is no such verdict."))
     if Right.sees_others not in RIGHTS[role]:
         if found.critic_id != actor.user_id:
-            raise Forbidden("This is another critic's verdict.")
+            raise Forbidden(_("This is another critic's verdict."))
         return body_of(session, verdict_id)
     body: dict[str, Any] = session.execute(text(FULL), {"verdict": verdict_id}).scalar_one()
     return body
@@ -80,10 +81,10 @@ def feed(
     sees_others = Right.sees_others in require(session, actor, project)
     critic_id = None if critic is None else actor.user_id if critic == "me" else parse_id(critic)
     if not sees_others and critic_id != actor.user_id:
-        raise Forbidden("A critic sees their own verdicts: ask for critic=me.", field="critic")
+        raise Forbidden(_("A critic sees their own verdicts: ask for critic=me."), field="critic")
     xid, after = ("0", 0) if cursor is None else decode_cursor(cursor, str, int)
     if not xid.isascii() or not xid.isdigit() or len(xid) > 19:
-        raise Invalid("This cursor is not valid: start again without one.", field="cursor")
+        raise Invalid(_("This cursor is not valid: start again without one."), field="cursor")
     rows = session.execute(
         text(FEED),
         {

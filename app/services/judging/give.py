@@ -15,6 +15,7 @@ from app.errors import Conflict, Forbidden, Invalid, NotFound
 from app.models import AssignmentState, Purpose, ReviewKind, Role, VerdictKind, VerdictState
 from app.services.acceptance.overlap import ADAPT_SET
 from app.services.acceptance.rules import REFRESH
+from app.services.judging.fields import check_corrections
 from app.services.judging.rows import (
     CLOSE_IF_FULL,
     INSERT_PICKS,
@@ -28,17 +29,19 @@ from app.services.judging.rows import (
 from app.services.kernel.actors import Actor, check_rights
 from app.services.kernel.rights import JUDGING_ROLES, Right
 from app.services.kernel.verdict_schema import NEW_JSON, VerdictIn, candidate_ids
+from app.services.projects.policies import UNRATED
 from app.services.quality.reviews import OPEN_REVIEW
 from app.services.quality.standings import RECOUNT
+from illume.phrases import _
 
-JUDGED_ALREADY = "This assignment has already been judged: change the verdict instead."
+JUDGED_ALREADY = _("This assignment has already been judged: change the verdict instead.")
 
 # All code takes locks in one order: assignment, candidate set, prompt. Unchanged rows are not written: a set of several
 # slots and its prompt are mostly updated by the statements that follow. Nothing is stored for an Idempotency-Key that
 # was used before: its first response is returned instead.
 GIVE = statement(f"""
 WITH mine AS (
-    SELECT a.id, a.project_id, a.candidate_set_id, a.critic_id, a.shown, s.slots, s.prompt_id,
+    SELECT a.id, a.project_id, a.candidate_set_id, a.critic_id, a.shown, a.blind, s.slots, s.prompt_id,
         p.has_accepted, p.split, r.settings, a.purpose, rule.adaptive, coalesce(d.weight, 1) AS weight,
         a.purpose = 'work' AND s.slots = 1 AND NOT rule.adaptive AS is_alone,
         :gives_text AND a.purpose = 'work'
@@ -54,7 +57,7 @@ WITH mine AS (
     LEFT JOIN critic_standings d ON d.project_id = a.project_id AND d.critic_id = a.critic_id
     CROSS JOIN LATERAL (SELECT coalesce((r.settings -> 'adaptive_overlap')::boolean, false) AS adaptive) rule
     WHERE a.id = CAST(:assignment AS bigint) AND a.critic_id = CAST(:critic AS bigint) AND a.state = 'open'
-      AND CAST(:mentioned AS bigint[]) <@ a.shown
+      AND CAST(:mentioned AS bigint[]) <@ a.shown AND (NOT a.is_blind OR a.blind IS NOT NULL OR NOT :uses_slot)
       AND (:is_admin OR EXISTS (
           SELECT FROM memberships m
           WHERE m.project_id = a.project_id AND m.user_id = CAST(:critic AS bigint) AND m.role IN ({JUDGING_ROLES})
@@ -117,7 +120,7 @@ RETURNING key
 """)
 # Why a verdict was not stored. The rows are locked, so that the answer stays true until the verdict is kept aside.
 REJECTION = statement("""
-SELECT a.critic_id, a.state, a.shown, j.slug, m.role, v.id AS verdict
+SELECT a.critic_id, a.state, a.shown, a.is_blind AND a.blind IS NULL AS is_unrated, j.slug, m.role, v.id AS verdict
 FROM assignments a
 JOIN candidate_sets s ON s.id = a.candidate_set_id
 JOIN prompts p ON p.id = s.prompt_id
@@ -163,6 +166,8 @@ async def give(
     still counts where a slot is free, else the verdict is kept aside.
     """
     values = give_values(actor, assignment_id, verdict, idempotency_key)
+    if verdict.fields:
+        await check_corrections(transaction, actor, assignment_id, verdict.fields)
     row = (await transaction.run(*first, (GIVE, values)))[-1]
     if row is None:
         response = await stored_response(transaction, values)
@@ -173,7 +178,7 @@ async def give(
             return await keep_aside(transaction, values)
         [row] = await transaction.run((GIVE, values))
         if row is None:
-            raise Conflict("This assignment was changed at the same time: try again.")
+            raise Conflict(_("This assignment was changed at the same time: try again."))
     is_due = bool(row["is_due"])
     for result in await transaction.run(*follow_up_calls(actor, verdict, row)):
         is_due = is_due or bool(result is not None and result.get("is_fresh"))
@@ -183,7 +188,7 @@ async def give(
 def give_values(actor: Actor, assignment_id: int, verdict: VerdictIn, key: str | None) -> Values:
     """The parameters of `GIVE`. Raises `Invalid`."""
     if key is not None and not (1 <= len(key) <= 200 and key.isprintable()):
-        raise Invalid("An Idempotency-Key has 1 to 200 printable characters.", field="Idempotency-Key")
+        raise Invalid(_("An Idempotency-Key has 1 to 200 printable characters."), field="Idempotency-Key")
     return {
         **verdict_values(verdict),
         "assignment": str(assignment_id),
@@ -201,7 +206,8 @@ def give_values(actor: Actor, assignment_id: int, verdict: VerdictIn, key: str |
 
 def fingerprint(assignment_id: int, verdict: VerdictIn) -> str:
     """A hash of the request, to detect that an Idempotency-Key is used again for another one."""
-    return hashlib.sha256(f"{assignment_id} {verdict.model_dump_json()}".encode()).hexdigest()
+    without = {"fields"} if verdict.fields is None else set()
+    return hashlib.sha256(f"{assignment_id} {verdict.model_dump_json(exclude=without)}".encode()).hexdigest()
 
 
 def follow_up_calls(actor: Actor, verdict: VerdictIn, row: Row) -> list[Call]:
@@ -229,7 +235,7 @@ async def stored_response(transaction: Transaction, values: Values) -> VerdictOu
     if row is None:
         return None
     if row["request_hash"] != values["fingerprint"]:
-        raise Conflict("This Idempotency-Key was used for another request.", field="Idempotency-Key")
+        raise Conflict(_("This Idempotency-Key was used for another request."), field="Idempotency-Key")
     return VerdictOut(row["status"], row["response"])
 
 
@@ -241,18 +247,20 @@ async def explain_rejection(transaction: Transaction, actor: Actor, verdict: Ver
     [row] = await transaction.run((REJECTION, values))
     role = None if row is None or row["role"] is None else Role(row["role"])
     if row is None:
-        raise NotFound("There is no such assignment.")
+        raise NotFound(_("There is no such assignment."))
     if row["critic_id"] != actor.user_id:
-        raise Forbidden("This is another critic's assignment.")
+        raise Forbidden(_("This is another critic's assignment."))
     if not actor.is_admin:
         if role is None:
-            raise NotFound("There is no such assignment.")
+            raise NotFound(_("There is no such assignment."))
         check_rights(role, Right.judges, slug=row["slug"])
     check_candidates(row["shown"], verdict)
     if row["verdict"] is not None:
         raise Conflict(JUDGED_ALREADY, verdict=str(row["verdict"]))
+    if row["is_unrated"] and verdict.uses_slot:
+        raise Conflict(UNRATED)
     if row["state"] != AssignmentState.lapsed:
-        raise Conflict(f"This assignment is {row['state']} and takes no verdict: claim another one.")
+        raise Conflict(_("This assignment is %(state)s and takes no verdict: claim another one.", state=row["state"]))
 
 
 async def reopen(transaction: Transaction, values: Values) -> bool:
@@ -266,7 +274,7 @@ async def keep_aside(transaction: Transaction, values: Values) -> VerdictOut:
     stored = {**values, "state": VerdictState.kept_aside.value, "supersedes": None}
     [row] = await transaction.run((STORE_VERDICT, stored))
     if row is None:
-        raise NotFound("There is no such assignment.")
+        raise NotFound(_("There is no such assignment."))
     out = VerdictOut(202, row["body"])
     calls: list[Call] = [(OPEN_REVIEW, {"verdict": row["id"], "kind": ReviewKind.late.value})]
     if values["key"] is not None:

@@ -27,6 +27,7 @@ from app.services.kernel.rights import RIGHTS, Right
 from app.services.kernel.verdict_schema import NEW_JSON, VerdictIn, candidate_id, candidate_ids
 from app.services.quality import reviews
 from app.services.rounds import rounds
+from illume.phrases import _
 
 # Run after a verdict on a set of several slots. A separate statement, so that it sees concurrent verdicts.
 CLOSE_IF_FULL = statement(f"""
@@ -41,7 +42,7 @@ WITH closed AS (
     UPDATE prompts p SET state = 'judged' FROM closed WHERE p.id = closed.prompt_id AND p.state = 'ready'
 )
 INSERT INTO reviews (project_id, candidate_set_id, kind)
-SELECT s.project_id, s.id, 'disagreement' FROM closed s WHERE {reviews.PICKS_DIFFER} AND NOT {reviews.IS_DECIDED}
+SELECT s.project_id, s.id, 'disagreement' FROM closed s WHERE {reviews.CRITICS_DIFFER} AND NOT {reviews.IS_DECIDED}
 ON CONFLICT DO NOTHING
 RETURNING id
 """)  # noqa: S608 - constants only
@@ -82,16 +83,18 @@ SELECT EXISTS (SELECT FROM taken) AS is_taken
 
 
 def insert_verdict(*, source: str, state: str, supersedes: str = "NULL") -> str:
-    """SQL that stores the posted verdict for the assignment row `source`, which has `weight`, `shown` and `prompt_id`.
+    """SQL that stores the posted verdict for the assignment row `source`, which has `weight`, `shown`, `blind`
+    and `prompt_id`.
 
     `state` and `supersedes` are SQL expressions. It returns the verdict; `INSERT_PICKS` stores its picks.
     """
     return f"""
     INSERT INTO verdicts (project_id, assignment_id, candidate_set_id, prompt_id, critic_id, kind, state, reason,
-        rationale, rationale_key, edited_from, tags, comment, seconds, exhaustive, shown, weight, supersedes)
+        rationale, rationale_key, edited_from, tags, comment, seconds, exhaustive, fields, shown, weight, supersedes)
     SELECT project_id, id, candidate_set_id, prompt_id, critic_id, :kind, {state}, :reason, :rationale, :rationale_key,
         CAST(:edited_from AS bigint), CAST(:tags AS jsonb), :comment, CAST(:seconds AS double precision),
-        CAST(:exhaustive AS boolean), shown, weight, {supersedes}
+        CAST(:exhaustive AS boolean),
+        nullif(coalesce(blind, '{{}}') || coalesce(CAST(:fields AS jsonb), '{{}}'), '{{}}'), shown, weight, {supersedes}
     FROM {source}
     RETURNING *
 """  # noqa: S608 - constants only
@@ -100,7 +103,8 @@ def insert_verdict(*, source: str, state: str, supersedes: str = "NULL") -> str:
 INSERT_PICKS = "INSERT INTO picks (verdict_id, candidate_id) SELECT v.id, unnest(CAST(:picks AS bigint[])) FROM v"
 STORE_VERDICT = statement(f"""
 WITH mine AS (
-    SELECT a.id, a.project_id, a.candidate_set_id, a.critic_id, a.shown, s.prompt_id, coalesce(d.weight, 1) AS weight
+    SELECT a.id, a.project_id, a.candidate_set_id, a.critic_id, a.shown, a.blind, s.prompt_id,
+        coalesce(d.weight, 1) AS weight
     FROM assignments a JOIN candidate_sets s ON s.id = a.candidate_set_id
     LEFT JOIN critic_standings d ON d.project_id = a.project_id AND d.critic_id = a.critic_id
     WHERE a.id = CAST(:assignment AS bigint)
@@ -130,6 +134,7 @@ def verdict_values(verdict: VerdictIn) -> dict[str, Value]:
         "comment": verdict.comment,
         "seconds": None if verdict.seconds is None else str(verdict.seconds),
         "exhaustive": verdict.exhaustive,
+        "fields": None if not verdict.fields else orjson.dumps(verdict.fields).decode(),
         "picks": array_literal(picks),
     }
 
@@ -167,7 +172,10 @@ def check_candidates(shown: Sequence[int], verdict: VerdictIn) -> None:
     for field, ids in named.items():
         for candidate in ids:
             if candidate and candidate_id(candidate, field) not in shown:
-                raise Invalid(f"{field}: candidate {candidate} is not in this set.", field=field)
+                raise Invalid(
+                    _("%(field)s: candidate %(candidate)s is not in this set.", field=field, candidate=candidate),
+                    field=field,
+                )
 
 
 def lock_assignment(session: Session, actor: Actor, assignment_id: int) -> tuple[Assignment, CandidateSet, Prompt]:
@@ -176,13 +184,13 @@ def lock_assignment(session: Session, actor: Actor, assignment_id: int) -> tuple
     project = None if found is None else session.get(Project, found.project_id)
     role = None if project is None else project_role(session, actor, project)
     if found is None:
-        raise NotFound("There is no such assignment.")
+        raise NotFound(_("There is no such assignment."))
     if found.critic_id != actor.user_id:
-        raise Forbidden("This is another critic's assignment.")
+        raise Forbidden(_("This is another critic's assignment."))
     if role is None:
-        raise NotFound("There is no such assignment.")
+        raise NotFound(_("There is no such assignment."))
     if Right.judges not in RIGHTS[role]:
-        raise Forbidden("This needs the role 'critic' in this project.")
+        raise Forbidden(_("This needs the role 'critic' in this project."))
     session.refresh(found, with_for_update={"key_share": True})
     candidate_set = session.get_one(
         CandidateSet, found.candidate_set_id, with_for_update={"key_share": True}, populate_existing=True

@@ -10,20 +10,21 @@ from sqlalchemy.orm import Session
 from app.errors import Forbidden, NotFound
 from app.models import Membership, Project, Role, Scope
 from app.services.kernel.rights import RIGHTS, Right, role_with
+from illume.phrases import _
 
 SCOPE_ORDER = (Scope.read, Scope.write, Scope.admin)
 MAX_ID = 2**63 - 1
 CRITIC_LOCK = "pg_advisory_xact_lock(12, CAST(CAST({critic} AS bigint) % 2147483648 AS int))"
 """SQL that serialises the claims of one critic until the transaction ends."""
-NO_PROJECT = "There is no such project, or you are not a member of it."
+NO_PROJECT = _("There is no such project, or you are not a member of it.")
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
     """A person behind a request, or the system itself.
 
-    `scope` limits what a token may do; a browser session has every scope. `name`, and whether they see the pages of
-    some project (`oversees`), is known for browser sessions only.
+    `scope` limits what a token may do; a browser session has every scope. `name`, `language` and whether they see the
+    pages of some project (`oversees`) are known for browser sessions only.
     """
 
     user_id: int
@@ -34,6 +35,7 @@ class Actor:
     max_open: int | None = None
     requests_per_minute: int | None = None
     name: str = ""
+    language: str = ""
     oversees: bool = False
 
     @property
@@ -54,7 +56,7 @@ def parse_id(text: str) -> int:
     """Return the number behind an opaque id. Raises `NotFound` if it cannot be one."""
     if text.isascii() and text.isdigit() and 0 < int(text[:20]) <= MAX_ID and len(text) <= 20:
         return int(text)
-    raise NotFound("This id does not exist: check it.")
+    raise NotFound(_("This id does not exist: check it."))
 
 
 def project_role(session: Session, actor: Actor, project: Project) -> Role | None:
@@ -70,7 +72,13 @@ def project_role(session: Session, actor: Actor, project: Project) -> Role | Non
 def require_scope(actor: Actor, scope: Scope) -> None:
     """Raise `Forbidden` if the actor's token lacks `scope`."""
     if SCOPE_ORDER.index(actor.scope) < SCOPE_ORDER.index(scope):
-        raise Forbidden(f"This needs a token with the scope '{scope.value}'; yours has '{actor.scope.value}'.")
+        raise Forbidden(
+            _(
+                "This needs a token with the scope '%(value)s'; yours has '%(value2)s'.",
+                value=scope.value,
+                value2=actor.scope.value,
+            )
+        )
 
 
 def project_rights(session: Session, actor: Actor, project: Project) -> frozenset[Right]:
@@ -102,12 +110,19 @@ def check_rights(role: Role | None, *needs: Right, slug: str) -> frozenset[Right
     rights = rights_of(role)
     for right in needs:
         if right not in rights:
-            raise Forbidden(f"This needs the role '{role_with(right).value}' in project '{slug}'; yours is '{role}'.")
+            raise Forbidden(
+                _(
+                    "This needs the role '%(value)s' in project '%(slug)s'; yours is '%(role)s'.",
+                    value=role_with(right).value,
+                    slug=slug,
+                    role=role,
+                )
+            )
     return rights
 
 
 def require_admin(actor: Actor) -> None:
     """Raise `Forbidden` if the actor does not administer the installation."""
     if not actor.is_admin:
-        raise Forbidden(f"This needs the role 'admin'; yours is '{actor.role.value}'.")
+        raise Forbidden(_("This needs the role 'admin'; yours is '%(value)s'.", value=actor.role.value))
     require_scope(actor, Scope.admin)

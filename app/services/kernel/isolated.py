@@ -25,6 +25,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from app.errors import DomainError, Invalid, Unavailable
+from illume.phrases import _
 from illume.root import module_path
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def _place(limits: Limits, waiting: Callable[[], None]) -> Generator[None, None,
     while not _places.acquire(timeout=BEAT_SECONDS):
         waiting()
         if time.monotonic() > until:
-            raise Unavailable("Many files are being read at this moment: try again in a few seconds.")
+            raise Unavailable(_("Many files are being read at this moment: try again in a few seconds."))
     try:
         yield
     finally:
@@ -175,7 +176,7 @@ class Child:
         except (EOFError, OSError) as error:
             log.warning("a child that reads files ended at its start: %s", error)
         self.end()
-        raise Unavailable("The process that reads files did not start: try again in a few seconds.")
+        raise Unavailable(_("The process that reads files did not start: try again in a few seconds."))
 
     def ask(self, function: Callable[..., object], args: Sequence[Any], limits: Limits, *, many: bool) -> None:
         """Make a request, for `many` answers or one."""

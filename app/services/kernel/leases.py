@@ -14,11 +14,11 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from app.models import CandidateSet, CandidateSetState, Import, ImportState, Round
+from app.models import CandidateSet, CandidateSetState, CriticJob, CriticState, Import, ImportState, Round
 from app.models.states import ACTIVE_ROUND_STATES
 from app.settings import get_settings
 
-Leased = TypeVar("Leased", bound=CandidateSet | Import | Round)
+Leased = TypeVar("Leased", bound=CandidateSet | CriticJob | Import | Round)
 
 
 class LeaseLostError(Exception):
@@ -162,3 +162,4 @@ class Leases(Generic[Leased]):
 SETS = Leases(CandidateSet, CandidateSet.state == CandidateSetState.sampling)
 IMPORTS = Leases(Import, Import.state == ImportState.running)
 ROUNDS = Leases(Round, Round.state.in_(ACTIVE_ROUND_STATES))
+CRITIC_JOBS = Leases(CriticJob, CriticJob.state.in_((CriticState.running, CriticState.cancelling)))

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from app.errors import Invalid
 from app.services.kernel.text_rules import check_storable
+from illume.phrases import _
 
 T = TypeVar("T")
 MAX_LIMIT = 1000
@@ -38,7 +39,7 @@ def decode_cursor(cursor: str, *kinds: type) -> tuple[Any, ...]:
         parts = None
     fits = isinstance(parts, list) and len(parts) == len(kinds)
     if not fits or any(type(part) is not kind for part, kind in zip(parts or (), kinds, strict=True)):
-        raise Invalid("This cursor is not valid: start again without one.", field="cursor")
+        raise Invalid(_("This cursor is not valid: start again without one."), field="cursor")
     return tuple(parts or ())
 
 
@@ -54,5 +55,5 @@ def slice_page(items: Sequence[T], key: Callable[[T], int], *, limit: int, curso
 def check_limit(limit: int) -> int:
     """Return `limit`. Raises `Invalid` outside 1 to 1,000."""
     if not 1 <= limit <= MAX_LIMIT:
-        raise Invalid(f"limit must be from 1 to {MAX_LIMIT}.", field="limit")
+        raise Invalid(_("limit must be from 1 to %(max_limit)s.", max_limit=MAX_LIMIT), field="limit")
     return limit

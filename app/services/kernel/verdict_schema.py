@@ -10,12 +10,17 @@ from app.errors import Invalid, NotFound
 from app.models import VerdictKind
 from app.services.kernel.actors import parse_id
 from app.services.kernel.text_rules import Storable
+from illume.fields.definitions import MAX_FIELDS
+from illume.phrases import _
 from illume.texts import normalise_rationale
-from illume.validation import describe_problem
+from illume.validation import describe_problem, name_problem
 
 Words = Annotated[str, StringConstraints(strip_whitespace=True, max_length=4000), Storable]
 Reason = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500), Storable]
 Tag = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100), Storable]
+
+FieldValue = Annotated[str, StringConstraints(max_length=4000), Storable]
+FieldValues = Annotated[dict[str, FieldValue | None], Field(max_length=MAX_FIELDS), Storable]
 
 USES_SLOT = (VerdictKind.picked, VerdictKind.none_fit)
 """The kinds that judge the candidates."""
@@ -35,6 +40,9 @@ class VerdictIn(BaseModel):
     comment: Words | None = None
     seconds: float | None = Field(None, ge=0, le=10_000_000)
     exhaustive: bool = Field(True, description="Whether all candidates were looked at: only then others do not fit")
+    fields: FieldValues | None = Field(
+        None, description="Values of a structured answer that the critic corrects; the others stay as given blind"
+    )
 
     @field_validator("reason", "rationale", "comment", mode="after")
     @classmethod
@@ -74,7 +82,7 @@ def parse_verdict(values: dict[str, Any]) -> VerdictIn:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or ("edited_from" if "edited" in first["msg"] else "picks")
-        raise Invalid(f"{field}: {describe_problem(first)}.", field=field) from error
+        raise Invalid(name_problem(field, describe_problem(first)), field=field) from error
 
 
 def candidate_ids(verdict: VerdictIn) -> tuple[list[int], int | None, list[int]]:
@@ -89,7 +97,9 @@ def candidate_id(value: str, field: str) -> int:
     try:
         return parse_id(value)
     except NotFound as error:
-        raise Invalid(f"{field}: there is no candidate '{value[:40]}'.", field=field) from error
+        raise Invalid(
+            _("%(field)s: there is no candidate '%(value)s'.", field=field, value=value[:40]), field=field
+        ) from error
 
 
 # What a critic is told of their own verdict: nothing in it tells gold prompts and repeats from others. Only what counts
@@ -136,7 +146,7 @@ jsonb_build_object(
     'deleted', v.deleted,
     'snapshots', {snapshots},
     'created_at', to_char(v.created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
-)
+) || CASE WHEN v.fields IS NULL THEN '{{}}'::jsonb ELSE jsonb_build_object('fields', v.fields) END
 """
 
 

@@ -21,6 +21,7 @@ class AnswerShape(StrEnum):
     round = "round"
     stats = "stats"
     record = "record"
+    policy = "policy"
 
 
 def _fields(**needs: str) -> dict[str, Right | None]:
@@ -35,23 +36,28 @@ FIELDS: Mapping[AnswerShape, Mapping[str, Right | None]] = {
         all="""
             id slug name created_at instructions instruction_examples blur_images overlap adaptive_overlap aggregation
             rejudge max_open lease_minutes skip_reasons flag_reasons shortcoming_tags practice_prompts round_every
-            auto_rounds submit_on_pick judge_val
+            auto_rounds submit_on_pick judge_val answer_fields language
         """,
         sees_model="""
-            active_version uncertain_first pool_target pool_for_round base_model template temperatures top_k_share top_p
-            max_new_tokens redraws epochs learning_rate batch_size lora_rank lora_alpha init objective
-            preference_beta pair_weight picture_weight anchor_weight unpaired_weight guard_per_rationale eval_prompts
-            primary_metric max_answer_drop blind_gate
+            active_version next_prompt pool_target pool_for_round base_model template temperatures top_k_share top_p
+            max_new_tokens redraws engine epochs learning_rate batch_size lora_rank lora_alpha init objective
+            gradient_checkpointing machine_critic machine_accepts show preference_beta pair_weight picture_weight
+            anchor_weight unpaired_weight guard_per_rationale eval_prompts primary_metric max_answer_drop blind_gate
         """,
         # How many gold prompts and repeats there are would help to tell them from others.
         sees_others="weigh_reliability gold_share gold_minimum gold_accuracy repeat_share repeat_after",
     ),
     AnswerShape.prompt: _fields(
-        all="id external_id split images question parts answer created_at",
-        sees_references="references metadata",
+        all="id external_id split images question parts answer policy created_at",
+        sees_references="references metadata fields",
         # A gold prompt comes whatever its priority, and is retired for everything else.
         sees_model="priority candidate_sets",
         sees_others="state has_accepted",
+    ),
+    AnswerShape.policy: _fields(
+        all="id name number preamble categories sha256 text is_latest created_at",
+        sees_model="prompts",
+        sees_others="stale_verdicts",
     ),
     AnswerShape.round: _fields(
         all="id number state progress trigger created_at started_at finished_at",
@@ -62,8 +68,8 @@ FIELDS: Mapping[AnswerShape, Mapping[str, Right | None]] = {
         sees_model="active_version",
         # One's own verdict changes these by what others have said, and not at all if it was a gold prompt's.
         sees_others="""
-            counts.train counts.with_accepted counts.verdicts counts.critics pace agreement alpha next_round.fresh pool
-            complete
+            answers counts.train counts.with_accepted counts.verdicts counts.critics pace agreement alpha
+            next_round.fresh pool complete
         """,
     ),
     AnswerShape.record: _fields(
@@ -71,12 +77,13 @@ FIELDS: Mapping[AnswerShape, Mapping[str, Right | None]] = {
             schema_version id prompt external_id split images question parts answer candidate_set candidates
             candidates.id
             candidates.text candidates.picked candidates.tags critic shown kind rationale edited_from reason comment
-            seconds exhaustive supersedes deleted created_at
+            seconds exhaustive supersedes deleted created_at policy fields blind candidates.fields
         """,
-        sees_references="references metadata",
+        sees_references="references metadata gold",
         # The candidates of gold prompts are imported: the source would tell.
         sees_model="""
             answer_source source version version_number candidates.temperature candidates.seed candidates.mean_logprob
+            candidates.invalid candidates.scores
         """,
         sees_others="prompt_state slots critic_weight snapshots",
     ),

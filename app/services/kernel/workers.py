@@ -8,15 +8,22 @@ from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from app.db.base import phrased
 from app.models import DeviceClaim, ModelTrial, Worker
-from app.services.kernel.leases import IMPORTS, ROUNDS, SETS, held, lapsed
+from app.services.kernel.leases import CRITIC_JOBS, IMPORTS, ROUNDS, SETS, held, lapsed
 
 FORGET_AFTER = timedelta(days=1)
 
 
 def beat_worker(session: Session, name: str, *, queues: str, device: str, doing: str, memory_mb: int) -> None:
     """Record a heartbeat of the worker `name`: what it does, and its resident memory."""
-    values = {"queues": queues, "device": device, "doing": doing, "memory_mb": memory_mb, "beats_at": func.now()}
+    values = {
+        "queues": queues,
+        "device": device,
+        "memory_mb": memory_mb,
+        "beats_at": func.now(),
+        **phrased(doing=doing),
+    }
     session.execute(
         insert(Worker)
         .values(name=name, **values)
@@ -50,6 +57,7 @@ def expire_leases(session: Session, names: list[str]) -> None:
         return
     SETS.expire(session, names)
     ROUNDS.expire(session, names)
+    CRITIC_JOBS.expire(session, names)
     IMPORTS.expire(session, names)
     session.execute(delete(DeviceClaim).where(DeviceClaim.worker.in_(names)))
     session.execute(delete(Worker).where(Worker.name.in_(names)))

@@ -18,34 +18,51 @@ from pydantic import (
     WithJsonSchema,
     field_validator,
 )
-from sqlalchemy import func, select
+from sqlalchemy import delete, exists, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app import queue
 from app.errors import Conflict, Invalid, NotFound
 from app.models import (
+    Assignment,
+    CandidateSet,
+    CandidateSetState,
+    CandidateSource,
+    MachineAccept,
     Membership,
     ModelVersion,
     Project,
+    Prompt,
+    PromptState,
     SettingRevision,
     Split,
 )
 from app.services.acceptance import overlap, rules
+from app.services.acceptance.overlap import NextPrompt
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require, require_admin
 from app.services.kernel.rights import Right
+from app.services.kernel.text_rules import JsonObject
 from app.services.projects import pauses
 from app.services.projects.base_models import refuse_unlisted
+from app.services.projects.choice import LOCAL, check_engine
+from illume.critics.choosing import LEAST_SHOWN, count_samples
+from illume.fields.definitions import MAX_FIELDS, read_answer_fields
 from illume.model.prompting import DEFAULT_TEMPLATE, check_template
+from illume.phrases import _
 from illume.settings import CANDIDATES, PreferenceSettings
-from illume.validation import describe_problem
+from illume.texts import LANGUAGE_TAG
+from illume.validation import describe_problem, name_problem, split_place
 
 LONGEST_PROPOSAL = 50
 SAMPLING_SETTINGS = (
+    "answer_fields",
+    "engine",
     "base_model",
     "template",
     "temperatures",
+    "show",
     "top_k_share",
     "top_p",
     "max_new_tokens",
@@ -76,6 +93,28 @@ ExampleLine = Annotated[
 
 
 PREFERENCES = PreferenceSettings()
+POLICY_TEMPLATE = f"{{policy}}\n{DEFAULT_TEMPLATE}"
+
+
+class MachineAccepts(BaseModel):
+    """Which machine critic may accept, and how often people have to have picked what it accepts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    critic: Literal["helpfulness", "verifier"]
+    precision: float = Field(0.9, ge=0.5, lt=1)
+
+
+class Show(BaseModel):
+    """Which of a prompt's candidates critics are shown.
+
+    With `spread`, `of` of them are sampled, and the machine critic's scores choose as many as `temperatures` say.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    of: int = Field(12, ge=LEAST_SHOWN + 1, le=100)
+    select: Literal["all", "spread"] = "all"
 
 
 class ProjectSettings(BaseModel):
@@ -84,6 +123,15 @@ class ProjectSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     # Judging
+    answer_fields: list[JsonObject] = Field(
+        [], max_length=MAX_FIELDS, description="The fields of structured answers, in order; none: answers are texts"
+    )
+    language: str = Field(
+        "",
+        max_length=35,
+        description="The language of questions and explanations as BCP 47 names it, such as de or pt-BR, for prompts "
+        "whose metadata name none; empty: it is not known, and answers are compared as in English",
+    )
     instructions: str = Field(INSTRUCTIONS, max_length=20_000)
     instruction_examples: list[ExampleLine] = Field(
         EXAMPLES, max_length=20, description="'+' marks one that fits, '-' one that does not; the reason follows '|'"
@@ -98,8 +146,10 @@ class ProjectSettings(BaseModel):
     )
     aggregation: Literal["any", "majority", "all"] = "any"
     weigh_reliability: bool = Field(False, description="In a majority, votes weigh by accuracy on gold prompts")
-    uncertain_first: bool = Field(
-        False, description="Within a priority, offer first what the model is least sure about"
+    next_prompt: NextPrompt = Field(
+        "priority",
+        description="Which prompt comes first within a priority: the oldest, or the one that the model (uncertain) or "
+        "the machine critic (critic) is least sure about",
     )
     rejudge: bool = Field(False, description="Also offer prompts that have an accepted rationale")
     judge_val: bool = Field(
@@ -129,7 +179,15 @@ class ProjectSettings(BaseModel):
     pool_for_round: int = Field(
         20, ge=0, le=100_000, description="How many must be ready before a round may pause sampling"
     )
-    base_model: str = Field("starter", min_length=1, max_length=500, description="'starter', a folder or a hub name")
+    engine: str = Field(
+        LOCAL, min_length=1, max_length=100, description="'local', or the name of a model server that writes candidates"
+    )
+    base_model: str = Field(
+        "starter",
+        min_length=1,
+        max_length=500,
+        description="'starter', a folder, or a hub name, which @ and a commit after it keep to that revision",
+    )
     template: str = Field(DEFAULT_TEMPLATE, max_length=4000)
     temperatures: list[TemperatureCount] = Field(
         list(CANDIDATES.temperatures),
@@ -154,6 +212,9 @@ class ProjectSettings(BaseModel):
     batch_size: int = Field(32, ge=1, le=1024, description="Sequences per optimiser step")
     lora_rank: int = Field(16, ge=1, le=512)
     lora_alpha: int = Field(32, ge=1, le=1024)
+    gradient_checkpointing: bool = Field(
+        False, description="Rounds need less memory and more time: activations are computed again where they are used"
+    )
     init: Literal["continue", "from_base"] = "continue"
     objective: Literal["picks", "picks_and_rejections"] = Field(
         "picks", description="What a round learns from: what was picked, or also what was turned down"
@@ -169,6 +230,18 @@ class ProjectSettings(BaseModel):
     unpaired_weight: float = Field(
         PREFERENCES.unpaired_weight, ge=0, le=100, description="Weight of rationales of sets in which nothing fitted"
     )
+    machine_critic: Literal["off", "helpfulness", "verifier"] = Field(
+        "off", description="Which machine critic is trained after each round to rate candidates"
+    )
+    show: Show = Field(
+        Show(),
+        description="Which candidates form a set. all: those of `temperatures`. spread: `of` are sampled, and the "
+        "machine critic chooses as many as `temperatures` say, from its best to its lowest; one set in ten is left as "
+        "it was sampled",
+    )
+    machine_accepts: MachineAccepts | None = Field(
+        None, description="Train also on what the machine critic accepts of prompts that nobody judged; null: never"
+    )
     guard_per_rationale: int = Field(10, ge=0, le=1000, description="VQA-only examples for each rationale example")
     eval_prompts: int = Field(200, ge=1, le=10_000)
     primary_metric: Literal["auto", "rouge_l", "loglik"] = "auto"
@@ -182,18 +255,45 @@ class ProjectSettings(BaseModel):
         """The splits whose prompts get candidates from the model."""
         return (Split.train, Split.val) if self.judge_val else (Split.train,)
 
+    @field_validator("language")
+    @classmethod
+    def _check_language(cls, value: str) -> str:
+        if value and not LANGUAGE_TAG.fullmatch(value):
+            raise ValueError(_("must be a language tag such as en, de or pt-BR"))
+        return value
+
     @field_validator("temperatures")
     @classmethod
     def _check_temperatures(cls, value: list[tuple[float, int]]) -> list[tuple[float, int]]:
         if any(not 0 <= temperature <= 5 or not 1 <= count <= 50 for temperature, count in value):
-            raise ValueError("each is a temperature from 0 to 5 and a count from 1 to 50")
+            raise ValueError(_("each is a temperature from 0 to 5 and a count from 1 to 50"))
         return value
 
     @field_validator("template")
     @classmethod
     def _check_template(cls, value: str) -> str:
-        check_template(value)
+        check_template(value, policies=True)
         return value
+
+    @field_validator("answer_fields")
+    @classmethod
+    def _check_answer_fields(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return read_answer_fields(value).to_json() if value else []
+
+
+DEFAULT = {name: field.get_default() for name, field in ProjectSettings.model_fields.items()}
+FOR_FIELDS: Mapping[str, list[str] | int] = {
+    "shortcoming_tags": [
+        "names what is not there",
+        "cites the wrong rule",
+        "right rule, wrong reading",
+        "repeats the label",
+        "leaves out context",
+    ],
+    "flag_reasons": ["The policy is unclear here", *DEFAULT["flag_reasons"]],
+    "max_new_tokens": 160,  # an answer is longer than its rationale
+}
+"""Defaults where answers are structured."""
 
 
 def parse_settings(values: Mapping[str, Any]) -> ProjectSettings:
@@ -203,9 +303,69 @@ def parse_settings(values: Mapping[str, Any]) -> ProjectSettings:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
+        field, said = split_place(field, describe_problem(first))
         if first["type"] == "extra_forbidden":
-            raise Invalid(f"There is no setting '{field}'.", field=field) from error
-        raise Invalid(f"{field}: {describe_problem(first)}.", field=field) from error
+            raise Invalid(_("There is no setting '%(field)s'.", field=field), field=field) from error
+        raise Invalid(name_problem(field, said), field=field) from error
+
+
+def _fit_together(given: Mapping[str, Any], settings: ProjectSettings) -> ProjectSettings:
+    """The settings with what structured answers need, where `given` does not say otherwise. Raises `Invalid`.
+
+    A machine can accept only by the critic that is trained.
+
+    Under a policy the template has to show it; critics of fields name other shortcomings than those of texts.
+    """
+    if settings.machine_accepts is not None and settings.machine_accepts.critic != settings.machine_critic:
+        raise Invalid(
+            _("machine_accepts: its critic has to be the machine critic that is trained (machine_critic)."),
+            field="machine_accepts",
+        )
+    if not settings.answer_fields:
+        return settings
+    if settings.machine_critic != "off":
+        raise Invalid(
+            _("machine_critic: structured answers cannot be rated by a machine critic yet."), field="machine_critic"
+        )
+    needed: dict[str, Any] = {
+        name: value
+        for name, value in FOR_FIELDS.items()
+        if name not in given and getattr(settings, name) == DEFAULT[name]
+    }
+    if "{policy}" not in settings.template and read_answer_fields(settings.answer_fields).needs_policy:
+        if settings.template != DEFAULT_TEMPLATE:
+            raise Invalid(
+                _("template: it has to hold {policy}, since the choices of a field are the policy's categories."),
+                field="template",
+            )
+        needed["template"] = POLICY_TEMPLATE
+    return settings.model_copy(update=needed)
+
+
+def _check_show(settings: ProjectSettings) -> None:
+    """Raise `Invalid` if a machine critic is to choose, but could only show all candidates, or only the best."""
+    if settings.show.select == "all":
+        return
+    shown = count_samples(settings.temperatures)
+    if shown < LEAST_SHOWN:
+        raise Invalid(
+            _(
+                "show: critics have to see at least %(least)s explanations of a prompt, or they would see only the best"
+                " one; the temperatures give %(shown)s.",
+                least=LEAST_SHOWN,
+                shown=shown,
+            ),
+            field="show",
+        )
+    if settings.show.of <= shown:
+        raise Invalid(
+            _(
+                "show: to choose from, more explanations have to be written than are shown; the temperatures give"
+                " %(shown)s.",
+                shown=shown,
+            ),
+            field="show",
+        )
 
 
 def create_project(
@@ -217,16 +377,18 @@ def create_project(
     """
     require_admin(actor)
     if not SLUG_PATTERN.fullmatch(slug):
-        raise Invalid("A slug has lower-case letters, digits and hyphens, at most 63.", field="slug")
-    checked = parse_settings(settings or {})
+        raise Invalid(_("A slug has lower-case letters, digits and hyphens, at most 63."), field="slug")
+    checked = _fit_together(settings or {}, parse_settings(settings or {}))
+    _check_show(checked)
     refuse_unlisted(actor, checked.base_model)
+    check_engine(session, checked)
     project = Project(slug=slug, name=_check_name(name))
     try:
         with session.begin_nested():
             session.add(project)
             session.flush()
     except IntegrityError as error:
-        raise Conflict(f"A project '{slug}' exists already.", field="slug") from error
+        raise Conflict(_("A project '%(slug)s' exists already.", slug=slug), field="slug") from error
     _add_revision(session, actor, project, checked, number=1)
     version = ModelVersion(project_id=project.id, number=0, base_model=checked.base_model)
     session.add(version)
@@ -241,7 +403,7 @@ def get_project(session: Session, actor: Actor, slug: str, *needs: Right) -> Pro
     """Return the project if `actor` is a member with the rights `needs`. Raises `NotFound`, `Forbidden`."""
     project = session.scalar(select(Project).where(Project.slug == slug))
     if project is None:
-        raise NotFound("There is no such project, or you are not a member of it.")
+        raise NotFound(_("There is no such project, or you are not a member of it."))
     require(session, actor, project, *needs)
     return project
 
@@ -258,7 +420,7 @@ def settings_of(session: Session, project: Project) -> ProjectSettings:
     """The settings in force."""
     revision = session.get(SettingRevision, project.revision_id)
     if revision is None:
-        raise NotFound(f"Project '{project.slug}' has no settings.")
+        raise NotFound(_("Project '%(slug)s' has no settings.", slug=project.slug))
     return parse_settings(revision.settings)
 
 
@@ -280,7 +442,15 @@ def update_project(session: Session, actor: Actor, slug: str, changes: Mapping[s
         project.name = _check_name(changes.pop("name"))
     before = settings_of(session, project)
     after = parse_settings({**before.model_dump(), **changes})
+    if not {"answer_fields", "template", "machine_critic", "machine_accepts"}.isdisjoint(changes):
+        after = _fit_together(changes, after)
+    if not {"show", "temperatures"}.isdisjoint(changes):
+        _check_show(after)
     if after != before:
+        if after.answer_fields != before.answer_fields:
+            _change_answer_fields(session, project, before, after)
+        if (after.engine, after.next_prompt) != (before.engine, before.next_prompt):
+            check_engine(session, after)
         if after.base_model != before.base_model:
             refuse_unlisted(actor, after.base_model)
             _change_base_model(session, project, after.base_model)
@@ -289,7 +459,8 @@ def update_project(session: Session, actor: Actor, slug: str, changes: Mapping[s
         )
         _add_revision(session, actor, project, after, number=(number or 0) + 1)
         _apply_changes(session, project, before, after)
-        changed = sorted(key for key, value in after.model_dump().items() if value != getattr(before, key))
+        were = before.model_dump()
+        changed = sorted(key for key, value in after.model_dump().items() if value != were[key])
         audit.record(session, actor, "project.settings", f"project:{slug}", project.id, changed=changed)
     session.flush()
     return project
@@ -297,7 +468,7 @@ def update_project(session: Session, actor: Actor, slug: str, changes: Mapping[s
 
 def _check_name(name: object) -> str:
     if not isinstance(name, str) or not 1 <= len(name.strip()) <= 200:
-        raise Invalid("A project's name has 1 to 200 characters.", field="name")
+        raise Invalid(_("A project's name has 1 to 200 characters."), field="name")
     return name.strip()
 
 
@@ -317,8 +488,51 @@ def _add_revision(session: Session, actor: Actor, project: Project, settings: Pr
 def _change_base_model(session: Session, project: Project, base_model: str) -> None:
     versions = list(session.scalars(select(ModelVersion).where(ModelVersion.project_id == project.id).limit(2)))
     if len(versions) != 1 or versions[0].number != 0:
-        raise Conflict("The base model cannot change once a round has made a version of it.", field="base_model")
+        raise Conflict(_("The base model cannot change once a round has made a version of it."), field="base_model")
     versions[0].base_model = base_model
+
+
+def _change_answer_fields(session: Session, project: Project, before: ProjectSettings, after: ProjectSettings) -> None:
+    """Withdraw what the model wrote for other fields. Raises `Conflict` once anybody has claimed such candidates.
+
+    A description, and a choice that is added, change nothing for what is there.
+    """
+    old, new = before.answer_fields, after.answer_fields
+    if old and len(old) == len(new) and all(_is_extended(*pair) for pair in zip(old, new, strict=True)):
+        return
+    sets = select(CandidateSet.id).where(CandidateSet.project_id == project.id)
+    imported = sets.where(CandidateSet.source == CandidateSource.imported)
+    claimed = sets.where(exists().where(Assignment.candidate_set_id == CandidateSet.id))
+    if session.scalar(imported.limit(1)) is not None or session.scalar(claimed.limit(1)) is not None:
+        raise Conflict(
+            _(
+                "answer_fields: critics have seen explanations, or some were imported, so only descriptions and "
+                "further choices can be added. Make another project for other fields."
+            ),
+            field="answer_fields",
+        )
+    session.execute(
+        update(CandidateSet)
+        .where(CandidateSet.project_id == project.id, CandidateSet.state != CandidateSetState.replaced)
+        .values(state=CandidateSetState.replaced, fence=CandidateSet.fence + 1, worker=None)
+        .execution_options(synchronize_session=False)
+    )
+    session.execute(
+        update(Prompt)
+        .where(Prompt.project_id == project.id, Prompt.state == PromptState.ready)
+        .values(state=PromptState.waiting)
+        .execution_options(synchronize_session=False)
+    )
+    queue.send(session, queue.FILL_POOL, project.id)
+
+
+def _is_extended(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a field is the same but for its description and choices that were added."""
+    free = {"description", "choices"}
+    same = all(old[name] == new[name] for name in old if name not in free)
+    if isinstance(old["choices"], str) or isinstance(new["choices"], str):
+        return same and old["choices"] == new["choices"]
+    return same and set(old["choices"]) <= set(new["choices"])
 
 
 def _apply_changes(session: Session, project: Project, before: ProjectSettings, after: ProjectSettings) -> None:
@@ -329,10 +543,20 @@ def _apply_changes(session: Session, project: Project, before: ProjectSettings, 
 
     if changed("overlap", "adaptive_overlap"):
         overlap.change_overlap(session, project.id, after.overlap, adaptive=after.adaptive_overlap)
-    if changed("uncertain_first"):
-        overlap.change_order(session, project.id, by_spread=after.uncertain_first)
+    if changed("next_prompt"):
+        overlap.change_order(session, project.id, after.next_prompt)
+    if changed("machine_accepts"):
+        session.execute(delete(MachineAccept).where(MachineAccept.project_id == project.id))
+        queue.send(session, queue.SCORE_CANDIDATES, project.id)
     if changed("overlap", "adaptive_overlap", "aggregation", "weigh_reliability"):
         rules.refresh_prompts(session, project.id)
     if changed(*SAMPLING_SETTINGS):
+        again = (CandidateSet.project_id == project.id, CandidateSet.state == CandidateSetState.failed)
+        session.execute(
+            update(CandidateSet)
+            .where(*again)
+            .values(state=CandidateSetState.replaced)
+            .execution_options(synchronize_session=False)
+        )
         pauses.resume(session, project.id)
         queue.send(session, queue.FILL_POOL, project.id)

@@ -14,6 +14,7 @@ from app.models import ModelTrial, ModelVersion, Worker
 from app.services.kernel.leases import held, lapsed
 from app.services.projects import pauses
 from app.settings import get_settings
+from illume.phrases import _
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ DEATHS = 3
 
 
 def begin(session: Session, project_id: int, version_id: int, *, worker: str) -> None:
-    """Note that `worker` loads a version, or samples with it, from now. Committed before that."""
+    """Note that `worker` loads a version, or samples or rates with it, from now. Committed before that."""
     values = {"project_id": project_id, "version_id": version_id, "since": func.now()}
     session.execute(
         insert(ModelTrial)
@@ -37,10 +38,10 @@ def end(session: Session, *, worker: str) -> None:
     session.execute(delete(ModelTrial).where(ModelTrial.worker == worker))
 
 
-def succeed(session: Session, project_id: int) -> None:
-    """End a project's pause, and forget trials of workers that are gone: the model can be used."""
-    pauses.resume(session, project_id)
-    session.execute(delete(ModelTrial).where(ModelTrial.project_id == project_id, _is_silent()))
+def succeed(session: Session, project_id: int, version_id: int) -> None:
+    """End a version's pause, and forget its trials by workers that are gone: it can be used."""
+    pauses.resume(session, project_id, version_id)
+    session.execute(delete(ModelTrial).where(ModelTrial.version_id == version_id, _is_silent()))
 
 
 def count_deaths(session: Session, workers: Sequence[str]) -> None:
@@ -61,10 +62,17 @@ def _count(session: Session, which: ColumnElement[bool]) -> None:
     found = session.execute(query.where(which).with_for_update(of=ModelTrial, skip_locked=True)).all()
     for trial, number, overdue in found:
         reason = (
-            f"version {number} made no progress for over {get_settings().step_seconds:.0f} s and ended its worker; the"
-            " worker's log says where"
+            _(
+                "version %(number)s made no progress for over %(seconds)s s and ended its worker; the worker's log says"
+                " where",
+                number=number,
+                seconds=f"{get_settings().step_seconds:.0f}",
+            )
             if overdue
-            else f"the worker ended while it used version {number}: it was stopped, or had too little memory"
+            else _(
+                "the worker ended while it used version %(number)s: it was stopped, or had too little memory",
+                number=number,
+            )
         )
         log.warning("project %s: %s", trial.project_id, reason)
         pauses.pause(session, trial.project_id, trial.version_id, reason, patience=1 if overdue else DEATHS)

@@ -15,6 +15,7 @@ import pillow_heif
 from PIL import ImageFile, UnidentifiedImageError
 
 from app.errors import Invalid, TooLarge
+from illume.phrases import _
 from illume.pictures import Change, as_seen, scaled_down
 
 MAX_BYTES = 20 * 1024 * 1024
@@ -119,11 +120,14 @@ def _webp(picture: PIL.Image.Image, quality: int) -> bytes:
 def check_bytes(data: bytes) -> None:
     """Raise `TooLarge` for too many bytes, and `Invalid` for markup disguised as an image."""
     if len(data) > MAX_BYTES:
-        raise TooLarge(f"The image is over {MAX_BYTES // 1024 // 1024} MB.", field="image")
+        raise TooLarge(_("The image is over %(value)s MB.", value=MAX_BYTES // 1024 // 1024), field="image")
     start = data[:256].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     kind = next((kind for mark, kind in MARKUP.items() if start.startswith(mark)), None)
     if kind is not None:
-        raise Invalid(f"This is {kind}, not an image of a format that is read: {ACCEPTED}.", field="image")
+        raise Invalid(
+            _("This is %(kind)s, not an image of a format that is read: %(accepted)s.", kind=kind, accepted=ACCEPTED),
+            field="image",
+        )
 
 
 def check_file(path: Path) -> None:
@@ -139,9 +143,13 @@ def _opened(data: bytes, *, most_pixels: int = MAX_PIXELS) -> ImageFile.ImageFil
     try:
         picture = PIL.Image.open(io.BytesIO(data), formats=[one for one in OUTPUT_FORMATS if one != "MPO"])
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
-        raise TooLarge(f"The image has over {most_pixels // 1_000_000} megapixels.", field="image") from error
+        raise TooLarge(
+            _("The image has over %(value)s megapixels.", value=most_pixels // 1_000_000), field="image"
+        ) from error
     except UnidentifiedImageError as error:
-        raise Invalid(f"This is not an image of a format that is read: {ACCEPTED}.", field="image") from error
+        raise Invalid(
+            _("This is not an image of a format that is read: %(accepted)s.", accepted=ACCEPTED), field="image"
+        ) from error
     pixels, side = picture.width * picture.height, max(picture.size)
     if pixels > most_pixels or (side > MAX_SIDE and most_pixels == MAX_PIXELS):
         size = f"{picture.width:,} x {picture.height:,} pixels ({pixels / 1_000_000:.1f} megapixels)"

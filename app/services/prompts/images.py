@@ -17,9 +17,10 @@ from app.services.kernel import isolated
 from app.services.kernel.actors import Actor
 from app.services.kernel.store import get_store
 from app.services.prompts.decoding import EncodedImage, check_bytes, decode
+from illume.phrases import _
 
 MAX_NAME = 200
-NO_IMAGE = "There is no such image, or none that you may see."
+NO_IMAGE = _("There is no such image, or none that you may see.")
 # Whether a person may see a row of `images`: they uploaded it, or are a member of a project with a prompt that shows
 # it; an admin sees everything.
 VISIBLE = """
@@ -54,7 +55,7 @@ def reencode(data: bytes, *, scale_down: bool = False, waiting: Callable[[], Non
     try:
         return isolated.call(decode, data, scale_down, waiting=waiting)
     except isolated.Unreadable as error:
-        raise Invalid(f"The image is broken: {error.detail}.", field="image") from error
+        raise Invalid(_("The image is broken: %(detail)s.", detail=error.detail), field="image") from error
 
 
 def add_image(session: Session, actor: Actor, data: bytes, *, name: str | None = None) -> Image:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, func, or_, select
 from sqlalchemy.orm import Session
 
 from app.models import Project, Prompt
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
 from app.services.kernel.rights import Right
+from app.services.projects.policies import answer_fields_of, hides_answers
+from app.services.projects.projects import settings_of
 from app.services.prompts import filters
 from app.services.prompts.filters import FeedbackFilter, PromptQuery
 from app.services.prompts.many import PromptOrder
@@ -64,9 +66,10 @@ def select_prompts(
 ) -> Select[Prompt]:
     """A query of the prompts that match, with an id beyond `after`.
 
-    Filters by state, feedback and version are for those who may see what they tell. Raises `Forbidden`.
+    Filters by state, feedback and version are for those who may see what they tell. Words are not looked for in answers
+    that the actor does not see. Raises `Forbidden`.
     """
-    require(session, actor, project)
+    rights = require(session, actor, project)
     if wanted.state is not None or wanted.said is not None:
         require(session, actor, project, Right.sees_others)
     if wanted.version is not None:
@@ -85,7 +88,15 @@ def select_prompts(
         found = _restrict(found, filters.prompts_written_by(session, project, wanted.version, after))
     if wanted.query:
         found = _restrict(found, filters.prompts_mentioning(session, project, wanted.query, after))
+        if hides_answers_from(session, project, rights):
+            seen = (Prompt.question, Prompt.external_id)
+            found = found.where(or_(*(one.icontains(wanted.query, autoescape=True) for one in seen)))
     return found
+
+
+def hides_answers_from(session: Session, project: Project, rights: Set[Right]) -> bool:
+    """Whether a member with these rights does not see the answers of the project's prompts."""
+    return Right.sees_references not in rights and hides_answers(answer_fields_of(settings_of(session, project)))
 
 
 FEEDBACK_QUERIES: Mapping[FeedbackFilter, Callable[[Project, int], Select[int]]] = {

@@ -13,6 +13,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from app.errors import DomainError, Invalid
 from app.models import Prompt
 from app.services.kernel.paging import decode_cursor, encode_cursor
+from illume.phrases import _
 
 MOST_AT_ONCE = 500
 KEY_LENGTH = 60
@@ -69,7 +70,7 @@ class PromptOrder:
             return ordered
         by, descending, value, position = decode_cursor(cursor, str, int, self._kind, int)
         if (by, descending) != (self.by.value, int(self.descending)):
-            raise Invalid("This cursor was made for another order.", field="cursor")
+            raise Invalid(_("This cursor was made for another order."), field="cursor")
         further = self.key < value if self.descending else self.key > value
         return ordered.where(or_(further, and_(self.key == value, ways[1](Prompt.id))))
 
@@ -93,9 +94,9 @@ def change_each(session: Session, prompt_ids: Sequence[int], change: Callable[[i
     """
     wanted = sorted(set(prompt_ids))
     if not wanted:
-        raise Invalid("Select at least one prompt.", field="prompts")
+        raise Invalid(_("Select at least one prompt."), field="prompts")
     if len(wanted) > MOST_AT_ONCE:
-        raise Invalid(f"At most {MOST_AT_ONCE} prompts at once.", field="prompts")
+        raise Invalid(_("At most %(most_at_once)s prompts at once.", most_at_once=MOST_AT_ONCE), field="prompts")
     problems = []
     for prompt_id in wanted:
         try:

@@ -22,6 +22,7 @@ from app.models import (
     CandidateSource,
     GoldPrompt,
     Image,
+    PolicyVersion,
     Project,
     Prompt,
     PromptImage,
@@ -34,23 +35,58 @@ from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.rights import Right
 from app.services.kernel.text_rules import JsonObject, Storable, Text
+from app.services.projects import policies
 from app.services.projects.projects import settings_of
 from app.services.prompts.images import visible_to
+from app.settings import path_to
+from illume.fields.answers import InvalidAnswer, Values, answer_json, parse_answer
+from illume.fields.definitions import MAX_FIELDS, AnswerFields, check_values
+from illume.fields.policies import Policy
 from illume.parts import MAX_IMAGES, MAX_PARTS, MAX_TEXT, is_short, parse_parts, parts_data, short_parts, texts_of
-from illume.validation import describe_problem
+from illume.phrases import _
+from illume.validation import describe_problem, name_problem, place_of
 
 MAX_ITEMS = 5000
 
 PromptText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000), Storable]
+FieldValue = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
 QuestionText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TEXT), Storable]
+GoldFields = Annotated[dict[str, FieldValue | None], Field(max_length=MAX_FIELDS), Storable]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
+IMAGE_JSON = """jsonb_build_object(
+    'sha256', i.sha256, 'url', CAST(:images AS text) || i.sha256, 'width', i.width, 'height', i.height
+)"""
+"""The image `i` as JSON; `images` is `images_path()`."""
 PARTS_JSON = """coalesce(p.parts, (
     SELECT coalesce(jsonb_agg(jsonb_build_object('type', 'image', 'sha256', x.sha256) ORDER BY x.position), '[]')
     FROM prompt_images x WHERE x.prompt_id = p.id
 ) || jsonb_build_array(jsonb_build_object('type', 'text', 'text', p.question)))"""
 """The parts of the prompt `p`, as `prompt_parts` returns them."""
+HAS_RATING = """(
+    SELECT r.settings -> 'answer_fields' @> '[{{"role": "rating"}}]'
+    FROM projects j JOIN setting_revisions r ON r.id = j.revision_id WHERE j.id = {project}
+)"""
+"""Whether a project's answers have a rating: see `hides_answers`."""
+POLICY_JSON = """(
+    SELECT jsonb_build_object('id', pv.id::text, 'name', po.name, 'number', pv.number, 'text', pv.text,
+        'preamble', pv.header, 'categories', (
+            SELECT jsonb_agg(jsonb_build_object(
+                'name', one -> 'name', 'status', one -> 'status', 'text', one -> (one ->> 'status')
+            ) || CASE WHEN one ->> 'status' = 'default' THEN '{}'
+                ELSE jsonb_build_object('default', one -> 'default') END)
+            FROM jsonb_array_elements(pv.categories) one
+        ))
+    FROM policy_versions pv JOIN policies po ON po.id = pv.policy_id WHERE pv.id = p.policy_version_id
+)"""
+"""The policy of the prompt `p` as critics see it, null without one. What a category says by default comes with those
+that have another status."""
+
+
+def images_path() -> str:
+    """What comes before an image's hash in its URL."""
+    return path_to("/api/v1/images/")
 
 
 class TextPartIn(BaseModel):
@@ -77,7 +113,8 @@ PartIn = Annotated[TextPartIn | ImagePartIn, Field(discriminator="type")]
 class PromptIn(BaseModel):
     """A new prompt: either `images` and a `question` have to be given, or `parts` in their place.
 
-    Images are named by `sha256`; `candidates` are rationales made elsewhere.
+    Images are named by `sha256`; `candidates` are rationales made elsewhere. `policy` is the id of a version, or a
+    policy's name for the newest one, or as `name #2`; `fields` are gold values of a structured answer.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"required": []})
@@ -94,6 +131,8 @@ class PromptIn(BaseModel):
     metadata: JsonObject = {}
     priority: int = Field(0, ge=-1_000_000, le=1_000_000)
     candidates: list[PromptText] | None = Field(None, min_length=1, max_length=50)
+    policy: Text | None = Field(None, min_length=1, max_length=220)
+    fields: GoldFields | None = None
 
     @field_validator("images", mode="before")
     @classmethod
@@ -158,7 +197,7 @@ def parse_prompt(item: Mapping[str, Any]) -> PromptIn:
         if place[0] == "parts":
             del place[2:3]  # the type of the part
         field = ".".join(place)
-        raise Invalid(f"{field}: {describe_problem(first)}.", field=field) from error
+        raise Invalid(name_problem(field, describe_problem(first)), field=field) from error
 
 
 def _arrange(item: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,7 +207,10 @@ def _arrange(item: Mapping[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in item.items() if key != "parts"}
     double = next((name for name in ("images", "question") if rest.get(name) is not None), None)
     if double is not None:
-        raise Invalid(f"parts: they stand in place of images and question, so leave out {double}.", field="parts")
+        raise Invalid(
+            _("parts: they stand in place of images and question, so leave out %(double)s.", double=double),
+            field="parts",
+        )
     try:
         images, parts = parse_parts(item["parts"], key="sha256")
     except ValueError as error:
@@ -195,8 +237,10 @@ def add_prompts(
     """
     require(session, actor, project, Right.reviews)
     if len(items) > MAX_ITEMS:
-        raise Invalid(f"At most {MAX_ITEMS} prompts at once.", field="items")
+        raise Invalid(_("At most %(max_items)s prompts at once.", max_items=MAX_ITEMS), field="items")
     known = _find_known_images(session, actor, items)
+    settings = settings_of(session, project)
+    answers = StructuredItems.of(session, project, policies.answer_fields_of(settings), items)
     results: dict[int, AddResult] = {}
     todo: dict[int, PromptIn] = {}
     for index, item in enumerate(items):
@@ -204,25 +248,91 @@ def add_prompts(
             results[index] = AddResult(None, error=item)
         elif missing := next((sha256 for sha256 in item.images if sha256 not in known), None):
             field = "images" if item.parts is None else "parts"
-            error = Invalid(f"There is no image {missing}, or none that you may see: upload it first.", field=field)
+            error = Invalid(
+                _("There is no image %(missing)s, or none that you may see: upload it first.", missing=missing),
+                field=field,
+            )
             results[index] = AddResult(None, error=error)
         else:
-            todo[index] = item
-    settings = settings_of(session, project)
+            try:
+                todo[index] = answers.check(item)
+            except Invalid as error:
+                results[index] = AddResult(None, error=error)
     slots = first_slots(settings.overlap, adaptive=settings.adaptive_overlap)
     # Another request may add the same external ids at this moment; the next attempt finds them.
-    for _ in range(3):
-        _match_existing(session, project, todo, results)
+    for _attempt in range(3):
+        _match_existing(session, project, todo, results, answers)
         try:
             with session.begin_nested():
-                added = _insert(session, project, list(todo.values()), slots)
+                added = _insert(session, project, list(todo.values()), slots, answers)
         except IntegrityError:
             continue
         results |= {index: AddResult(prompt, created=True) for index, prompt in zip(todo, added, strict=True)}
         if any(prompt.state == PromptState.waiting and prompt.split in settings.judged_splits for prompt in added):
             queue.send(session, queue.FILL_POOL, project.id)
         return [results[index] for index in range(len(items))]
-    raise Conflict("Someone else is adding the same prompts. Try again.")
+    raise Conflict(_("Someone else is adding the same prompts. Try again."))
+
+
+@dataclass(frozen=True, slots=True)
+class StructuredItems:
+    """What new prompts need of their project: the fields of its answers, and the policies that they name."""
+
+    fields: AnswerFields | None
+    versions: Mapping[str, PolicyVersion]
+    policies: Mapping[int, Policy]
+
+    @classmethod
+    def of(
+        cls, session: Session, project: Project, fields: AnswerFields | None, items: Sequence[PromptIn | DomainError]
+    ) -> Self:
+        """Load what the items name."""
+        names = {item.policy for item in items if isinstance(item, PromptIn) and item.policy is not None}
+        versions = policies.find_policies(session, project, names)
+        return cls(fields, versions, policies.load_policies(session, [one.id for one in versions.values()]))
+
+    def version_id(self, item: PromptIn) -> int | None:
+        """The version of the policy that an item names."""
+        return None if item.policy is None else self.versions[item.policy].id
+
+    def check(self, item: PromptIn) -> PromptIn:
+        """The item, with candidates in the project's form. Raises `Invalid`, which names the field."""
+        if item.policy is not None and item.policy not in self.versions:
+            raise Invalid(
+                _("policy: the project has no policy %(policy)s: add it first.", policy=item.policy[:60]),
+                field="policy",
+            )
+        policy = None if item.policy is None else self.policies[self.versions[item.policy].id]
+        if self.fields is None:
+            if item.fields:
+                raise Invalid(_("fields: the project has no answer_fields."), field="fields")
+            return item
+        if policy is None and self.fields.needs_policy:
+            raise Invalid(_("policy: a policy is needed, whose categories are the choices of a field."), field="policy")
+        try:
+            check_values(item.fields or {}, self.fields, policy)
+        except ValueError as error:
+            field, problem = place_of("fields", error)
+            raise Invalid(name_problem(field, problem), field=field) from error
+        return item.model_copy(update={"candidates": self._read_candidates(item.candidates, policy)})
+
+    def _read_candidates(self, texts: list[str] | None, policy: Policy | None) -> list[str] | None:
+        if texts is None or self.fields is None:
+            return texts
+        kept = []
+        for index, text in enumerate(texts):
+            try:
+                kept.append(answer_json(parse_answer(text, self.fields, policy), self.fields))
+            except InvalidAnswer as error:
+                raise Invalid(
+                    _("candidates.%(index)s: %(error)s.", index=index, error=error), field=f"candidates.{index}"
+                ) from error
+        return list(dict.fromkeys(kept))
+
+    def values_of(self, prompt: Prompt, text: str) -> Values | None:
+        """The values of a candidate that was checked."""
+        policy = None if prompt.policy_version_id is None else self.policies[prompt.policy_version_id]
+        return None if self.fields is None else parse_answer(text, self.fields, policy)
 
 
 def _find_known_images(session: Session, actor: Actor, items: Sequence[PromptIn | DomainError]) -> set[str]:
@@ -231,7 +341,11 @@ def _find_known_images(session: Session, actor: Actor, items: Sequence[PromptIn 
 
 
 def _match_existing(
-    session: Session, project: Project, todo: dict[int, PromptIn], results: dict[int, AddResult]
+    session: Session,
+    project: Project,
+    todo: dict[int, PromptIn],
+    results: dict[int, AddResult],
+    answers: StructuredItems,
 ) -> None:
     """Move items that exist already, in the database or earlier in the list, from `todo` to `results`."""
     wanted = [item.external_id for item in todo.values() if item.external_id is not None]
@@ -249,34 +363,43 @@ def _match_existing(
             continue
         prompt = existing.get(item.external_id)
         if prompt is not None:
-            results[index] = _compare(prompt, item)
+            results[index] = _compare(prompt, item, answers.version_id(item))
             del todo[index]
         elif item.external_id in seen:
-            error = Conflict(f"external_id '{item.external_id}' occurs twice.", field="external_id")
+            error = Conflict(
+                _("external_id '%(external_id)s' occurs twice.", external_id=item.external_id), field="external_id"
+            )
             results[index] = AddResult(None, error=error)
             del todo[index]
         seen.add(item.external_id)
 
 
-def _compare(prompt: Prompt, item: PromptIn) -> AddResult:
+def _compare(prompt: Prompt, item: PromptIn, policy_version_id: int | None) -> AddResult:
     same = (
         prompt.question == item.question
         and prompt.answer == item.answer
         and prompt.split == item.split
         and [image.sha256 for image in prompt.images] == item.images
         and prompt.parts == item.stored_parts
+        and prompt.policy_version_id == policy_version_id
+        and (prompt.fields or None) == (item.fields or None)
     )
     if same:
         return AddResult(prompt)
     error = Conflict(
-        f"A prompt with external_id '{item.external_id}' already exists with another question, answer, split, "
-        "images or parts: change that one instead.",
+        _(
+            "A prompt with external_id '%(external_id)s' already exists with another question, answer, split, images, "
+            "parts, policy or fields: change that one instead.",
+            external_id=item.external_id,
+        ),
         field="external_id",
     )
     return AddResult(None, error=error)
 
 
-def _insert(session: Session, project: Project, items: Sequence[PromptIn], slots: int) -> list[Prompt]:
+def _insert(
+    session: Session, project: Project, items: Sequence[PromptIn], slots: int, answers: StructuredItems
+) -> list[Prompt]:
     if not items:
         return []
     rows = [
@@ -291,6 +414,8 @@ def _insert(session: Session, project: Project, items: Sequence[PromptIn], slots
             "references": item.references,
             "extra": item.metadata,
             "priority": item.priority,
+            "policy_version_id": answers.version_id(item),
+            "fields": item.fields or None,
         }
         for item in items
     ]
@@ -305,11 +430,16 @@ def _insert(session: Session, project: Project, items: Sequence[PromptIn], slots
         (prompt, item.candidates) for prompt, item in zip(prompts, items, strict=True) if item.candidates
     ]
     if with_candidates:
-        _insert_candidates(session, with_candidates, slots)
+        _insert_candidates(session, with_candidates, slots, answers)
     return prompts
 
 
-def _insert_candidates(session: Session, with_candidates: Sequence[tuple[Prompt, list[str]]], slots: int) -> None:
+def _insert_candidates(
+    session: Session,
+    with_candidates: Sequence[tuple[Prompt, list[str]]],
+    slots: int,
+    answers: StructuredItems,
+) -> None:
     """Create ready candidate sets from the rationales that came with prompts."""
     sets = [
         {
@@ -326,8 +456,8 @@ def _insert_candidates(session: Session, with_candidates: Sequence[tuple[Prompt,
     ]
     ids = session.scalars(insert(CandidateSet).returning(CandidateSet.id, sort_by_parameter_order=True), sets)
     candidates = [
-        {"candidate_set_id": set_id, "position": position, "text": text}
-        for set_id, (_, texts) in zip(ids, with_candidates, strict=True)
+        {"candidate_set_id": set_id, "position": position, "text": text, "fields": answers.values_of(prompt, text)}
+        for set_id, (prompt, texts) in zip(ids, with_candidates, strict=True)
         for position, text in enumerate(texts)
     ]
     session.execute(insert(Candidate), candidates)
@@ -340,7 +470,7 @@ def get_prompt(session: Session, actor: Actor, prompt_id: int, *needs: Right) ->
     )
     project = None if prompt is None else session.get(Project, prompt.project_id)
     if prompt is None or project is None:
-        raise NotFound("There is no such prompt, or you are not a member of its project.")
+        raise NotFound(_("There is no such prompt, or you are not a member of its project."))
     require(session, actor, project, *needs)
     return prompt
 
@@ -360,7 +490,18 @@ def list_candidate_sets(session: Session, prompt: Prompt) -> list[CandidateSet]:
     return list(session.scalars(query.options(selectinload(CandidateSet.candidates))))
 
 
-CHANGEABLE = ("answer", "references", "metadata", "priority", "split", "state", "question", "blur")
+CHANGEABLE = (
+    "answer",
+    "references",
+    "metadata",
+    "priority",
+    "split",
+    "state",
+    "question",
+    "blur",
+    "policy",
+    "fields",
+)
 LOCKED_FIELDS = ("state", "priority", "extra", "has_accepted", "fresh")
 BLUR = "blur"
 """The key of the metadata that asks for blurred images; `IS_BLURRED` of the claim reads it too."""
@@ -383,18 +524,20 @@ def update_prompt(session: Session, actor: Actor, prompt_id: int, changes: Mappi
 
     `blur` says whether its images are blurred until a critic asks to see them, as its metadata say.
 
-    Question, answer and split are fixed once there are candidates. Raises `Invalid`, `Conflict`.
+    Question, answer, split and policy are fixed once there are candidates. Raises `Invalid`, `Conflict`.
     """
     prompt = get_prompt(session, actor, prompt_id, Right.reviews)
     live = _lock_live_set(session, prompt)  # locked before the prompt, as everywhere else
     session.refresh(prompt, with_for_update=True, attribute_names=LOCKED_FIELDS)
     for field in changes:
         if field not in CHANGEABLE:
-            raise Invalid(f"'{field}' of a prompt cannot be changed.", field=field)
+            raise Invalid(_("'%(field)s' of a prompt cannot be changed.", field=field), field=field)
     if not isinstance(changes.get("blur", True), bool):
-        raise Invalid("blur: true or false.", field="blur")
+        raise Invalid(_("blur: true or false."), field="blur")
     if prompt.parts is not None and "question" in changes:
-        raise Invalid("question: this prompt has parts, so its question cannot be changed by itself.", field="question")
+        raise Invalid(
+            _("question: this prompt has parts, so its question cannot be changed by itself."), field="question"
+        )
     now: dict[str, Any] = {
         "images": [image.sha256 for image in prompt.images],
         "question": prompt.question,
@@ -403,16 +546,23 @@ def update_prompt(session: Session, actor: Actor, prompt_id: int, changes: Mappi
         "references": prompt.references,
         "metadata": prompt.extra,
         "priority": prompt.priority,
+        "policy": None if prompt.policy_version_id is None else str(prompt.policy_version_id),
+        "fields": prompt.fields,
     }
     wanted = {**now, **{key: value for key, value in changes.items() if key not in ("state", "blur")}}
     if prompt.parts is not None:
         wanted = {**wanted, "images": None, "question": None, "parts": prompt.parts}
     after = parse_prompt(wanted)
+    policy_version_id, gold = _gold_after(session, prompt, after, changes)
     frozen = [key for key in ("question", "answer", "split") if getattr(after, key) != now[key]]
+    frozen += ["policy"] if policy_version_id != prompt.policy_version_id else []
     if frozen and session.scalar(select(CandidateSet.id).where(CandidateSet.prompt_id == prompt.id).limit(1)):
-        raise Conflict(f"The {frozen[0]} can no longer change: the prompt has explanations.", field=frozen[0])
+        raise Conflict(
+            _("The %(frozen)s can no longer change: the prompt has explanations.", frozen=frozen[0]), field=frozen[0]
+        )
     for key in ("question", "answer", "split", "references", "priority"):
         setattr(prompt, key, getattr(after, key))
+    prompt.policy_version_id, prompt.fields = policy_version_id, gold
     prompt.extra = with_blur(after.metadata, on=changes["blur"]) if "blur" in changes else after.metadata
     if live is not None:
         live.priority = prompt.priority
@@ -421,6 +571,18 @@ def update_prompt(session: Session, actor: Actor, prompt_id: int, changes: Mappi
     audit.record(session, actor, "prompt.change", f"prompt:{prompt.id}", prompt.project_id, changed=sorted(changes))
     session.flush()
     return prompt
+
+
+def _gold_after(
+    session: Session, prompt: Prompt, after: PromptIn, changes: Mapping[str, Any]
+) -> tuple[int | None, dict[str, Any] | None]:
+    """The policy and the gold values of a prompt after a change. Raises `Invalid`."""
+    if not {"policy", "fields"} & changes.keys():
+        return prompt.policy_version_id, prompt.fields
+    project = session.get_one(Project, prompt.project_id)
+    answers = StructuredItems.of(session, project, policies.answer_fields_of(settings_of(session, project)), [after])
+    answers.check(after)
+    return answers.version_id(after), after.fields or None
 
 
 def _lock_live_set(session: Session, prompt: Prompt) -> CandidateSet | None:
@@ -446,14 +608,14 @@ def _change_state(session: Session, prompt: Prompt, live: CandidateSet | None, w
     gold = select(GoldPrompt.id).where(GoldPrompt.prompt_id == prompt.id, GoldPrompt.active)
     if session.scalar(gold) is not None:
         raise Conflict(
-            "This is a check question, which is never trained on: remove it from the check questions first.",
+            _("This is a check question, which is never trained on: remove it from the check questions first."),
             field="state",
         )
     comes_back = prompt.state in (PromptState.held, PromptState.retired)
     if wanted not in (PromptState.waiting, PromptState.ready, PromptState.judged):
-        raise Invalid("The state may be set to 'retired', or to 'ready' to bring a prompt back.", field="state")
+        raise Invalid(_("The state may be set to 'retired', or to 'ready' to bring a prompt back."), field="state")
     if not comes_back:
-        raise Invalid("Only a prompt that is on hold or archived can be restored.", field="state")
+        raise Invalid(_("Only a prompt that is on hold or archived can be restored."), field="state")
     if live is not None and live.state is CandidateSetState.ready:
         prompt.state = PromptState.ready
     else:

@@ -9,9 +9,10 @@ from typing import Any
 from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 
 from app.models import ModelVersion, Project, Round, Snapshot
+from app.services.projects.base_models import STARTER
 from app.services.publishing.terms import Terms
 from app.services.rounds.snapshot_records import card_text, to_one_line
-from app.services.rounds.versions import STARTER
+from illume.model.folder import split_revision
 
 TASK = "visual-question-answering"
 SIZES = (
@@ -29,7 +30,12 @@ SETTINGS = (
     *(("lora_rank", "LoRA rank"), ("lora_alpha", "LoRA alpha"), ("init", "start from")),
     *(("objective", "objective"), ("guard_per_rationale", "VQA-only examples per rationale")),
 )
-ROWS = (("best_epoch", "best epoch"), ("n_rationale", "rationales"), ("n_vqa_only", "VQA-only examples"))
+ROWS = (
+    ("best_epoch", "best epoch"),
+    ("n_rationale", "rationales"),
+    ("n_vqa_only", "VQA-only examples"),
+    ("quantization", "base model trained on in"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +97,7 @@ def model_card(
     scores: Mapping[str, float] = version.metrics.get("means") or {}
     before: Mapping[str, float] = (version.metrics.get("parent") or {}).get("means") or {}
     data = ModelCardData(
-        base_model=version.base_model if is_hub_name(version.base_model) else None,
+        base_model=split_revision(version.base_model)[0] if is_hub_name(version.base_model) else None,
         library_name="peft",
         pipeline_tag="image-text-to-text",
         license=terms.licence or None,
@@ -170,13 +176,15 @@ def base_words(base_model: str) -> str:
     if base_model == STARTER:
         return "the starter model that Illume ships"
     if is_hub_name(base_model):
-        return f"[{base_model}](https://huggingface.co/{base_model})"
+        name, commit = split_revision(base_model)
+        return f"[{name}](https://huggingface.co/{name})" + ("" if commit is None else f" (revision `{commit}`)")
     return f"a model in a folder named `{to_one_line(base_model.replace(chr(92), '/').rstrip('/').rpartition('/')[2])}`"
 
 
 def use_lines(base_model: str) -> list[str]:
     """How the adapter is loaded."""
-    base = base_model if is_hub_name(base_model) else "FOLDER OF THE BASE MODEL"
+    name, commit = split_revision(base_model) if is_hub_name(base_model) else ("FOLDER OF THE BASE MODEL", None)
+    revision = "" if commit is None else f', revision="{commit}"'
     note = [] if is_hub_name(base_model) else ["The base model is not on the Hub: name its folder yourself.", ""]
     return [
         *note,
@@ -184,7 +192,7 @@ def use_lines(base_model: str) -> list[str]:
         "from peft import PeftModel",
         "from transformers import AutoModelForImageTextToText",
         "",
-        f'base = AutoModelForImageTextToText.from_pretrained("{base}")',
+        f'base = AutoModelForImageTextToText.from_pretrained("{name}"{revision})',
         'model = PeftModel.from_pretrained(base, "FOLDER OR NAME OF THIS REPOSITORY")',
         "```",
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from app.errors import Conflict, Invalid
 from app.services.publishing.repositories import RepositoryKind
+from illume.phrases import _
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 TYPES = {RepositoryKind.dataset: "dataset", RepositoryKind.adapter: "model"}
@@ -15,7 +16,9 @@ TYPES = {RepositoryKind.dataset: "dataset", RepositoryKind.adapter: "model"}
 def check_name(name: str) -> str:
     """The name of a repository, OWNER/NAME. Raises `Invalid`."""
     if not REPOSITORY.fullmatch(name):
-        raise Invalid(f"repo: '{name[:100]}' is no name of a repository: write OWNER/NAME.", field="repo")
+        raise Invalid(
+            _("repo: '%(name)s' is no name of a repository: write OWNER/NAME.", name=name[:100]), field="repo"
+        )
     return name
 
 
@@ -25,7 +28,7 @@ def find_token() -> str:
 
     token = get_token()
     if not token:
-        raise Conflict("There is no token for the Hub: set HF_TOKEN, or sign in with `hf auth login`.")
+        raise Conflict(_("There is no token for the Hub: set HF_TOKEN, or sign in with `hf auth login`."))
     return token
 
 
@@ -43,5 +46,7 @@ def upload(folder: Path, kind: RepositoryKind, name: str, *, public: bool, messa
         api.upload_folder(repo_id=name, repo_type=TYPES[kind], folder_path=folder, commit_message=message)
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise Conflict(f"The {kind} was not uploaded to {name}: {first[:300]}") from error
+        raise Conflict(
+            _("The %(kind)s was not uploaded to %(name)s: %(first)s", kind=kind, name=name, first=first[:300])
+        ) from error
     return str(made)

@@ -25,6 +25,7 @@ from app.services.publishing.cards import CONFIGS, DataFile, dataset_card, model
 from app.services.publishing.terms import Terms
 from app.services.rounds import snapshots, versions
 from illume.files import replace_folder
+from illume.phrases import _
 
 Numbered = TypeVar("Numbered", Snapshot, ModelVersion)
 CHUNK = 1024 * 1024
@@ -71,8 +72,8 @@ def dataset_repository(
             exports.append((file, plan.plan_export(session, actor, project, wanted)))
     files = [(file, export, rows) for file, export in exports if (rows := some_rows(export)) is not None]
     if not files:
-        raise Conflict(f"Snapshot {snapshot.number} has no verdicts: there is nothing to publish.")
-    card = dataset_card(project, snapshot, terms, [file for file, _, _ in files])
+        raise Conflict(_("Snapshot %(number)s has no verdicts: there is nothing to publish.", number=snapshot.number))
+    card = dataset_card(project, snapshot, terms, [file for file, *_rest in files])
     return Repository(RepositoryKind.dataset, f"snapshot {snapshot.number}", dataset_files(card, files))
 
 
@@ -99,9 +100,9 @@ def adapter_repository(
     session: Session, actor: Actor, project: Project, version: ModelVersion, terms: Terms
 ) -> Repository:
     """A version's adapter as a model, with its card. Raises `NotFound` for a base model, and without the file."""
-    _, key = versions.adapter_of(session, actor, version.id)
+    _rest, key = versions.adapter_of(session, actor, version.id)
     if not get_store().has(key):
-        raise NotFound(f"The adapter of version {version.number} is not in the store any more.")
+        raise NotFound(_("The adapter of version %(number)s is not in the store any more.", number=version.number))
     made_by = None if version.round_id is None else session.get(Round, version.round_id)
     snapshot = None if made_by is None or made_by.snapshot_id is None else session.get(Snapshot, made_by.snapshot_id)
     card = model_card(project, version, versions.lineage(session, version), made_by, snapshot, terms)
@@ -146,7 +147,9 @@ def write_folder(repository: Repository, folder: Path) -> int:
     Raises `Conflict` for a folder that has something in it.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Conflict(f"{folder} is there already: name a folder that is new or empty.", field="out")
+        raise Conflict(
+            _("%(folder)s is there already: name a folder that is new or empty.", folder=folder), field="out"
+        )
     size = 0
     with replace_folder(folder) as new:
         for file in repository.files:

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from app.errors import Invalid
+from illume.phrases import _
+from illume.texts import LANGUAGE_TAG
 
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,59}")
-LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 MOST_LANGUAGES = 50
 
 
@@ -26,12 +27,22 @@ def parse_terms(licence: str, languages: Iterable[str]) -> Terms:
     licence = licence.strip().lower()
     if licence and not LICENCE.fullmatch(licence):
         raise Invalid(
-            f"license: '{licence[:60]}' is no identifier such as cc-by-4.0, apache-2.0 or other.", field="license"
+            _("license: '%(licence)s' is no identifier such as cc-by-4.0, apache-2.0 or other.", licence=licence[:60]),
+            field="license",
         )
     found = tuple(dict.fromkeys(one for language in languages for one in language.replace(",", " ").split()))
-    bad = next((one for one in found if not LANGUAGE.fullmatch(one)), None)
+    bad = next((one for one in found if not LANGUAGE_TAG.fullmatch(one)), None)
     if bad is not None:
-        raise Invalid(f"language: '{bad[:40]}' is no language tag such as en, de or pt-BR.", field="language")
+        raise Invalid(
+            _("language: '%(bad)s' is no language tag such as en, de or pt-BR.", bad=bad[:40]), field="language"
+        )
     if len(found) > MOST_LANGUAGES:
-        raise Invalid(f"language: {len(found):,} were named; at most {MOST_LANGUAGES} are written.", field="language")
+        raise Invalid(
+            _(
+                "language: %(count)s were named; at most %(most_languages)s are written.",
+                count=f"{len(found):,}",
+                most_languages=MOST_LANGUAGES,
+            ),
+            field="language",
+        )
     return Terms(licence, found)

@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 from app.models import Project
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.rights import Right
+from illume.phrases import _
 
 MAX_SETS = 500
 """Only this many of the newest shared sets are used, so that the figure is available at once."""
@@ -30,11 +31,11 @@ MAX_UNSWEPT = 1000
 """How many of the newest verdicts are also searched for sets that the sweep has not seen yet."""
 RESAMPLES = 1000
 FEW_SETS = 10
-NO_SHARED_SETS = (
+NO_SHARED_SETS = _(
     "No explanations have been judged by two critics yet: raise 'Critics per prompt' in the settings, so that critics "
     "judge the same ones."
 )
-NO_VARIETY = (
+NO_VARIETY = _(
     "All verdicts are alike: every explanation was picked by everyone, or none by anyone. Chance would agree as well, "
     "so alpha says nothing."
 )
@@ -61,7 +62,9 @@ WITH newest AS (
 SELECT j.set_id, j.critic_id, j.created_at, c.ids AS candidates,
     ARRAY(SELECT k.candidate_id FROM picks k WHERE k.verdict_id = j.id) AS picked
 FROM shared s
-CROSS JOIN LATERAL (SELECT ARRAY(SELECT x.id FROM candidates x WHERE x.candidate_set_id = s.set_id) AS ids) c
+CROSS JOIN LATERAL (
+    SELECT ARRAY(SELECT x.id FROM candidates x WHERE x.candidate_set_id = s.set_id AND NOT x.spare) AS ids
+) c
 JOIN judged j ON j.set_id = s.set_id
 ORDER BY j.set_id, j.id
 """

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select, text, update
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Invalid, NotFound
@@ -18,7 +16,6 @@ from app.models import (
     CandidateSetState,
     CandidateSource,
     GoldPrompt,
-    PracticeAnswer,
     Project,
     Prompt,
     PromptState,
@@ -27,9 +24,13 @@ from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.rights import Right
 from app.services.kernel.verdict_schema import Words, candidate_id
-from app.services.prompts.prompts import PARTS_JSON, get_prompt
-from app.services.quality import standings
+from app.services.projects.policies import answer_fields_of, load_policies
+from app.services.projects.projects import settings_of
+from app.services.prompts.prompts import get_prompt
 from app.services.quality.standings import GOLD_SCORE
+from illume.fields.answers import Values, answer_json, check_answer, parse_answer
+from illume.phrases import _
+from illume.validation import name_problem, place_of
 
 # A gold prompt as JSON for reviewers, with the accuracy of its verdicts: if nobody is right, it may itself be wrong.
 GOLD_JSON = f"""
@@ -51,30 +52,9 @@ CROSS JOIN LATERAL (
         WHERE v.candidate_set_id = g.candidate_set_id AND v.current AND v.state = 'gold'
           AND v.kind IN ('picked', 'none_fit')
         UNION ALL
-        SELECT a.score FROM practice_answers a WHERE a.gold_id = g.id
+        SELECT a.score FROM practice_answers a WHERE a.gold_id = g.id AND a.score IS NOT NULL
     ) x
 ) said
-"""  # noqa: S608 - constants only
-NEXT_PRACTICE = f"""
-SELECT g.id, jsonb_build_object(
-    'id', g.id::text, 'question', p.question, 'answer', p.answer,
-    'images', (
-        SELECT jsonb_agg(jsonb_build_object(
-            'sha256', i.sha256, 'url', '/api/v1/images/' || i.sha256, 'width', i.width, 'height', i.height
-        ) ORDER BY x.position)
-        FROM prompt_images x JOIN images i ON i.sha256 = x.sha256 WHERE x.prompt_id = p.id
-    ),
-    'parts', {PARTS_JSON},
-    'candidates', (
-        SELECT jsonb_agg(jsonb_build_object('id', c.id::text, 'text', c.text)
-            ORDER BY md5(c.id::text || '-' || :critic))
-        FROM candidates c WHERE c.candidate_set_id = g.candidate_set_id
-    )
-) AS body
-FROM gold_prompts g JOIN prompts p ON p.id = g.prompt_id
-WHERE g.project_id = :project AND g.practice AND g.active
-  AND NOT EXISTS (SELECT FROM practice_answers a WHERE a.gold_id = g.id AND a.critic_id = :critic)
-ORDER BY g.id LIMIT 1
 """  # noqa: S608 - constants only
 
 
@@ -101,40 +81,23 @@ class GoldIn(BaseModel):
     practice: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PracticeResult:
-    """The result of a practice prompt. `known` says whether each candidate fits, where that is known.
-
-    `left` is how many practice prompts remain.
-    """
-
-    score: float
-    known: dict[str, bool]
-    picked: tuple[str, ...]
-    explanation: str | None
-    left: int
-
-    @property
-    def wrong(self) -> tuple[str, ...]:
-        """The candidates that were picked but do not fit, or fit but were not picked."""
-        return tuple(one for one, fits in self.known.items() if fits != (one in self.picked))
-
-
 def add_gold(session: Session, actor: Actor, project: Project, item: GoldIn) -> dict[str, Any]:
     """Make a prompt a gold prompt, with candidates of its own. Needs the role reviewer.
 
-    It is not used otherwise: nothing that measures critics is trained on. Raises `Invalid`, `Conflict`.
+    It is not used otherwise: nothing that measures critics is trained on. Where answers have fields, so have these
+    candidates, or critics could tell them from others. Raises `Invalid`, `Conflict`.
     """
     require(session, actor, project, Right.reviews)
     prompt = get_prompt(session, actor, candidate_id(item.prompt, "prompt"), Right.reviews)
     if prompt.project_id != project.id:
-        raise Invalid("prompt: it does not belong to this project.", field="prompt")
-    if len({one.text for one in item.candidates}) < len(item.candidates):
-        raise Invalid("candidates: two of them are the same.", field="candidates")
+        raise Invalid(_("prompt: it does not belong to this project."), field="prompt")
+    answers = _as_answers(session, project, prompt, [one.text for one in item.candidates])
+    if len({said for said, _values in answers}) < len(answers):
+        raise Invalid(_("candidates: two of them are the same."), field="candidates")
     if all(one.fits is None for one in item.candidates):
-        raise Invalid("candidates: say for at least one whether it fits.", field="candidates")
+        raise Invalid(_("candidates: say for at least one whether it fits."), field="candidates")
     if find_gold_id(session, prompt) is not None:
-        raise Conflict("This prompt is already a check question.", field="prompt")
+        raise Conflict(_("This prompt is already a check question."), field="prompt")
     _take_out_of_use(session, prompt)
     candidate_set = CandidateSet(
         project_id=project.id,
@@ -147,8 +110,8 @@ def add_gold(session: Session, actor: Actor, project: Project, item: GoldIn) -> 
     session.add(candidate_set)
     session.flush()
     candidates = [
-        Candidate(candidate_set_id=candidate_set.id, position=position, text=one.text)
-        for position, one in enumerate(item.candidates)
+        Candidate(candidate_set_id=candidate_set.id, position=position, text=said, fields=values)
+        for position, (said, values) in enumerate(answers)
     ]
     session.add_all(candidates)
     session.flush()
@@ -167,6 +130,33 @@ def add_gold(session: Session, actor: Actor, project: Project, item: GoldIn) -> 
     session.flush()
     audit.record(session, actor, "gold.add", f"gold:{gold.id}", project.id, prompt=prompt.id, practice=gold.practice)
     return gold_json(session, gold.id)
+
+
+def _as_answers(
+    session: Session, project: Project, prompt: Prompt, texts: Sequence[str]
+) -> list[tuple[str, Values | None]]:
+    """Candidates in the project's form, with the values of their fields, if it has any.
+
+    A text that is no answer is the rationale of one with the prompt's gold values. Raises `Invalid`.
+    """
+    fields = answer_fields_of(settings_of(session, project))
+    if fields is None:
+        return [(said, None) for said in texts]
+    policy = load_policies(session, [prompt.policy_version_id]).get(prompt.policy_version_id or 0)
+    answers: list[tuple[str, Values | None]] = []
+    for index, said in enumerate(texts):
+        place = f"candidates.{index}"
+        written = {**(prompt.fields or {}), fields.rationale.name: said}
+        try:
+            values = (
+                parse_answer(said, fields, policy)
+                if said.startswith(("{", "```"))
+                else check_answer(written, fields, policy, name=place)
+            )
+        except ValueError as error:
+            raise Invalid(name_problem(*place_of(place, error)), field=place) from error
+        answers.append((answer_json(values, fields), values))
+    return answers
 
 
 def _take_out_of_use(session: Session, prompt: Prompt) -> None:
@@ -197,11 +187,11 @@ def list_gold(session: Session, actor: Actor, project: Project) -> list[dict[str
 
 
 def list_candidate_texts(session: Session, prompt: Prompt) -> list[str]:
-    """The candidates a prompt has had, newest set first."""
+    """The candidates of a prompt that people have been shown or would be, newest set first."""
     query = (
         select(Candidate.text)
         .join(CandidateSet, CandidateSet.id == Candidate.candidate_set_id)
-        .where(CandidateSet.prompt_id == prompt.id)
+        .where(CandidateSet.prompt_id == prompt.id, ~Candidate.spare)
         .order_by(CandidateSet.id.desc(), Candidate.position)
         .limit(MAX_CANDIDATES)
     )
@@ -221,59 +211,8 @@ def remove_gold(session: Session, actor: Actor, gold_id: int, project: Project |
     gold = session.get(GoldPrompt, gold_id)
     owner = None if gold is None else session.get(Project, gold.project_id)
     if gold is None or owner is None or (project is not None and owner.id != project.id):
-        raise NotFound("There is no such check question.")
+        raise NotFound(_("There is no such check question."))
     require(session, actor, owner, Right.reviews)
     gold.active = False
     session.flush()
     audit.record(session, actor, "gold.remove", f"gold:{gold.id}", owner.id)
-
-
-# Practice
-
-
-def next_practice(session: Session, actor: Actor, project: Project) -> dict[str, Any] | None:
-    """The next practice prompt for a critic, and how many are `left`; None if there is none."""
-    require(session, actor, project, Right.judges)
-    left = standings.count_practice_left(session, project, actor.user_id)
-    row = session.execute(text(NEXT_PRACTICE), {"project": project.id, "critic": actor.user_id}).one_or_none()
-    if left == 0 or row is None:
-        standings.record_practised(session, project.id, actor.user_id)
-        return None
-    return {**row.body, "left": left}
-
-
-def has_practised(session: Session, actor: Actor, project: Project) -> bool:
-    """Whether a critic has answered a practice prompt of the project."""
-    require(session, actor, project, Right.judges)
-    answered = (
-        select(PracticeAnswer.gold_id)
-        .join(GoldPrompt, GoldPrompt.id == PracticeAnswer.gold_id)
-        .where(GoldPrompt.project_id == project.id, PracticeAnswer.critic_id == actor.user_id)
-    )
-    return bool(session.scalar(select(answered.exists())))
-
-
-def answer_practice(
-    session: Session, actor: Actor, project: Project, gold_id: int, picks: Sequence[str]
-) -> PracticeResult:
-    """Judge a practice prompt and return what was right. A second answer is not stored."""
-    require(session, actor, project, Right.judges)
-    gold = session.get(GoldPrompt, gold_id)
-    if gold is None or gold.project_id != project.id or not gold.practice or not gold.active:
-        raise NotFound("There is no such practice prompt.")
-    of_set = set(session.scalars(select(Candidate.id).where(Candidate.candidate_set_id == gold.candidate_set_id)))
-    picked = {candidate_id(pick, "picks") for pick in picks}
-    if not picked <= of_set:
-        raise Invalid("picks: one of them does not belong to this prompt.", field="picks")
-    right = len(picked & set(gold.fits)) + len(set(gold.unfit) - picked)
-    score = right / (len(gold.fits) + len(gold.unfit))
-    session.execute(
-        insert(PracticeAnswer)
-        .values(gold_id=gold.id, critic_id=actor.user_id, picks=sorted(picked), score=score)
-        .on_conflict_do_nothing()
-    )
-    left = standings.count_practice_left(session, project, actor.user_id)
-    if left == 0:
-        standings.record_practised(session, project.id, actor.user_id)
-    known = {str(one): True for one in gold.fits} | {str(one): False for one in gold.unfit}
-    return PracticeResult(score, known, tuple(str(one) for one in sorted(picked)), gold.explanation, left)

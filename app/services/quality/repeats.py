@@ -28,7 +28,7 @@ WITH pairs AS (
         EXISTS (SELECT FROM picks k WHERE k.verdict_id = pairs.again_id AND k.candidate_id = c.id) AS now,
         (array_position(first_shown, c.id) - 1.0) / greatest(cardinality(first_shown) - 1, 1) AS place_before,
         (array_position(again_shown, c.id) - 1.0) / greatest(cardinality(again_shown) - 1, 1) AS place_now
-    FROM pairs JOIN candidates c ON c.candidate_set_id = pairs.candidate_set_id
+    FROM pairs JOIN candidates c ON c.candidate_set_id = pairs.candidate_set_id AND NOT c.spare
 )
 SELECT u.id AS critic_id, u.email, u.name, count(DISTINCT candidate_set_id) AS sets, count(*) AS candidates,
     avg(CASE WHEN before = now THEN 1.0 ELSE 0.0 END)::double precision AS same,

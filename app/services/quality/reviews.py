@@ -10,21 +10,23 @@ from sqlalchemy.orm import Session
 from app.db.judging_pool import statement
 from app.errors import Conflict, Invalid, NotFound
 from app.models import Project, Review, ReviewKind, ReviewState
+from app.services.acceptance.overlap import FIELDS_DIFFER
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.paging import Page, check_limit, decode_cursor, encode_cursor
 from app.services.kernel.rights import Right
-from app.services.prompts.prompts import PARTS_JSON, get_prompt
+from app.services.prompts.prompts import IMAGE_JSON, PARTS_JSON, POLICY_JSON, get_prompt, images_path
+from illume.phrases import _
 
 OPEN_STATES = (ReviewState.open, ReviewState.sent_back)
-# Whether the critics of the set `s` picked different candidates.
-PICKS_DIFFER = """
-(
+# Whether the critics of the set `s` picked different candidates, or gave different values for a field of its answers.
+CRITICS_DIFFER = f"""
+({FIELDS_DIFFER} OR (
     SELECT count(DISTINCT ARRAY(SELECT k.candidate_id FROM picks k WHERE k.verdict_id = v.id ORDER BY 1)) > 1
     FROM verdicts v
     WHERE v.candidate_set_id = s.id AND v.current AND v.state = 'counted' AND v.kind IN ('picked', 'none_fit')
-)
-"""
+))
+"""  # noqa: S608 - constants only
 IS_DECIDED = "EXISTS (SELECT FROM verdicts w WHERE w.candidate_set_id = s.id AND w.current AND w.state = 'decided')"
 OPEN_REVIEW = statement("""
 INSERT INTO reviews (project_id, candidate_set_id, verdict_id, kind)
@@ -35,7 +37,7 @@ RETURNING id
 OPEN_DISAGREEMENT = f"""
 INSERT INTO reviews (project_id, candidate_set_id, kind)
 SELECT s.project_id, s.id, 'disagreement' FROM candidate_sets s
-WHERE s.id = :set AND {PICKS_DIFFER} AND NOT {IS_DECIDED}
+WHERE s.id = :set AND {CRITICS_DIFFER} AND NOT {IS_DECIDED}
 ON CONFLICT DO NOTHING
 """  # noqa: S608 - constants only
 ASK_FOR_REVIEW = """
@@ -61,7 +63,7 @@ WITH answered AS (
 UPDATE reviews r SET state = 'dismissed', decided_at = now()
 FROM candidate_sets s
 WHERE s.id = :set AND r.candidate_set_id = s.id AND r.state IN ('open', 'sent_back')
-  AND ((r.kind = 'disagreement' AND NOT {PICKS_DIFFER}) OR r.verdict_id = :verdict)
+  AND ((r.kind = 'disagreement' AND NOT {CRITICS_DIFFER}) OR r.verdict_id = :verdict)
 """  # noqa: S608 - constants only
 # A critic's verdicts that were sent back and not answered, in reviews that nobody has settled meanwhile.
 RETURNED_OF = """
@@ -82,16 +84,14 @@ jsonb_build_object(
     'prompt', jsonb_build_object(
         'id', p.id::text, 'state', p.state, 'question', p.question, 'answer', coalesce(p.answer, s.answer),
         'images', (
-            SELECT jsonb_agg(jsonb_build_object(
-                'sha256', i.sha256, 'url', '/api/v1/images/' || i.sha256, 'width', i.width, 'height', i.height
-            ) ORDER BY x.position)
+            SELECT jsonb_agg({IMAGE_JSON} ORDER BY x.position)
             FROM prompt_images x JOIN images i ON i.sha256 = x.sha256 WHERE x.prompt_id = p.id
         ),
         'parts', {PARTS_JSON}
     ),
     'candidates', (
         SELECT jsonb_agg(jsonb_build_object('id', c.id::text, 'text', c.text) ORDER BY c.position)
-        FROM candidates c WHERE c.candidate_set_id = s.id
+        FROM candidates c WHERE c.candidate_set_id = s.id AND NOT c.spare
     ),
     'verdicts', (
         SELECT coalesce(jsonb_agg(jsonb_build_object(
@@ -105,11 +105,12 @@ jsonb_build_object(
                 SELECT to_char(b.created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') FROM returned_verdicts b
                 WHERE b.verdict_id = v.id AND b.answered_at IS NULL
             )
-        ) ORDER BY v.id), '[]'::jsonb)
+        ) || CASE WHEN v.fields IS NULL THEN '{{}}'::jsonb ELSE jsonb_build_object('fields', v.fields) END
+        ORDER BY v.id), '[]'::jsonb)
         FROM verdicts v JOIN users u ON u.id = v.critic_id
         WHERE v.candidate_set_id = s.id AND v.current AND v.state IN ('counted', 'kept_aside', 'decided')
     )
-)
+) || CASE WHEN p.policy_version_id IS NULL THEN '{{}}'::jsonb ELSE jsonb_build_object('policy', {POLICY_JSON}) END
 """  # noqa: S608 - constants only
 LIST_REVIEWS = f"""
 SELECT r.id, {REVIEW_JSON} AS body
@@ -135,7 +136,7 @@ def open_review(session: Session, verdict_id: int, kind: ReviewKind) -> None:
 
 
 def open_review_if_disagreeing(session: Session, set_id: int) -> None:
-    """Open a review of a set if its critics picked different candidates."""
+    """Open a review of a set if its critics judged it differently."""
     session.execute(text(OPEN_DISAGREEMENT), {"set": set_id})
 
 
@@ -147,10 +148,10 @@ def ask_for_review(session: Session, actor: Actor, project: Project, prompt_id: 
     require(session, actor, project, Right.reviews)
     prompt = get_prompt(session, actor, prompt_id, Right.reviews)
     if prompt.project_id != project.id:
-        raise NotFound("There is no such prompt in this project.")
+        raise NotFound(_("There is no such prompt in this project."))
     found = session.scalar(text(ASK_FOR_REVIEW), {"prompt": prompt.id})
     if not found:
-        raise Conflict("The prompt has no explanations yet, so there is nothing to decide.")
+        raise Conflict(_("The prompt has no explanations yet, so there is nothing to decide."))
     audit.record(session, actor, "review.ask", f"prompt:{prompt.id}", project.id)
 
 
@@ -180,6 +181,7 @@ def list_reviews(
             "kind": None if kind is None else ReviewKind(kind).value,
             "after": 0 if cursor is None else decode_cursor(cursor, int)[0],
             "limit": limit + 1,
+            "images": images_path(),
         },
     ).all()
     more = len(rows) > limit
@@ -197,7 +199,9 @@ def count_open_reviews(session: Session, actor: Actor, project: Project) -> dict
 
 def review_json(session: Session, review_id: int) -> dict[str, Any]:
     """A review as JSON."""
-    body: dict[str, Any] = session.execute(text(GET_REVIEW), {"review": review_id}).scalar_one()
+    body: dict[str, Any] = session.execute(
+        text(GET_REVIEW), {"review": review_id, "images": images_path()}
+    ).scalar_one()
     return body
 
 
@@ -206,7 +210,7 @@ def get_review(session: Session, actor: Actor, review_id: int) -> dict[str, Any]
     row = session.get(Review, review_id)
     project = None if row is None else session.get(Project, row.project_id)
     if row is None or project is None:
-        raise NotFound("There is no such review.")
+        raise NotFound(_("There is no such review."))
     require(session, actor, project, Right.reviews)
     return review_json(session, review_id)
 
@@ -218,10 +222,10 @@ def lock_review(session: Session, actor: Actor, review_id: int, need: Right = Ri
     )
     project = None if row is None else session.get(Project, row.project_id)
     if row is None or project is None:
-        raise NotFound("There is no such review.")
+        raise NotFound(_("There is no such review."))
     require(session, actor, project, need)
     if row.state not in OPEN_STATES:
-        raise Conflict(f"This review is already {row.state.value}.")
+        raise Conflict(_("This review is already %(value)s.", value=row.state.value))
     return row, project
 
 
@@ -229,7 +233,7 @@ def check_note(note: str | None, *, needed: bool = False) -> str | None:
     """Return a note without surrounding blanks. Raises `Invalid` if it is too long, or `needed` and empty."""
     note = (note or "").replace("\0", "").strip()
     if len(note) > 4000:
-        raise Invalid("A note has at most 4,000 characters.", field="note")
+        raise Invalid(_("A note has at most 4,000 characters."), field="note")
     if needed and not note:
-        raise Invalid("Say in a note what the critic should reconsider.", field="note")
+        raise Invalid(_("Say in a note what the critic should reconsider."), field="note")
     return note or None

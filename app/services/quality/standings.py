@@ -14,6 +14,8 @@ from app.models import CriticStanding, Project, User
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.rights import Right
+from app.settings import path_to
+from illume.phrases import _
 
 MOST_A_DAY = 10_000
 MAX_GOLD_VERDICTS = 50
@@ -75,6 +77,7 @@ SELECT d.paused_at IS NOT NULL AS is_paused,
     ) - (
         SELECT count(*) FROM practice_answers a JOIN gold_prompts g ON g.id = a.gold_id
         WHERE a.critic_id = CAST(:critic AS bigint) AND g.project_id = j.id AND g.practice AND g.active
+          AND a.score IS NOT NULL
     )) END AS practice_left
 FROM projects j JOIN setting_revisions r ON r.id = j.revision_id
 LEFT JOIN critic_standings d ON d.project_id = j.id AND d.critic_id = CAST(:critic AS bigint)
@@ -124,15 +127,17 @@ async def admit(transaction: Transaction, actor: Actor, project_id: int, slug: s
     [row] = await transaction.run((STANDING, values))
     if row is not None and row["is_paused"]:
         raise Forbidden(
-            "You are paused in this project: too many of your verdicts on check questions were wrong. "
-            "Your verdicts are kept. Read the instructions again, then ask a project admin to let you continue.",
+            _(
+                "You are paused in this project: too many of your verdicts on check questions were wrong. "
+                "Your verdicts are kept. Read the instructions again, then ask a project admin to let you continue."
+            ),
             reason="paused",
         )
     if row is not None and row["practice_left"] > 0:
         raise Forbidden(
-            "This project starts with a short practice on a few prompts whose right picks are known.",
+            _("This project starts with a short practice on a few prompts whose right picks are known."),
             reason="practice",
-            practice=f"/api/v1/projects/{slug}/practice",
+            practice=path_to(f"/api/v1/projects/{slug}/practice"),
         )
     await transaction.run((NOTE_PRACTISED, values))
 
@@ -181,7 +186,7 @@ def resume(session: Session, actor: Actor, project: Project, critic_id: int) -> 
     require(session, actor, project, Right.administers)
     standing = session.get(CriticStanding, (project.id, critic_id), populate_existing=True)
     if standing is None or standing.paused_at is None:
-        raise NotFound("This critic is not paused in this project.")
+        raise NotFound(_("This critic is not paused in this project."))
     standing.paused_at = None
     standing.counts_from = session.scalar(text("SELECT coalesce(max(id), 0) FROM verdicts")) or 0
     session.flush()
@@ -193,7 +198,7 @@ def pause(session: Session, actor: Actor, project: Project, critic_id: int) -> N
     """Stop offering sets to a critic in a project until an admin resumes them. Needs the role admin."""
     require(session, actor, project, Right.administers)
     if session.get(User, critic_id) is None:
-        raise NotFound("There is no such critic.")
+        raise NotFound(_("There is no such critic."))
     statement = """
         INSERT INTO critic_standings AS d (project_id, critic_id, paused_at) VALUES (:project, :critic, now())
         ON CONFLICT (project_id, critic_id) DO UPDATE SET paused_at = coalesce(d.paused_at, now())
@@ -209,9 +214,11 @@ def set_target(session: Session, actor: Actor, project: Project, critic_id: int,
     """
     require(session, actor, project, Right.administers)
     if session.get(User, critic_id) is None:
-        raise NotFound("There is no such critic.")
+        raise NotFound(_("There is no such critic."))
     if target is not None and not 1 <= target <= MOST_A_DAY:
-        raise Invalid(f"A daily target is a number from 1 to {MOST_A_DAY:,}.", field="target")
+        raise Invalid(
+            _("A daily target is a number from 1 to %(most_a_day)s.", most_a_day=f"{MOST_A_DAY:,}"), field="target"
+        )
     statement = """
         INSERT INTO critic_standings AS d (project_id, critic_id, daily_target) VALUES (:project, :critic, :target)
         ON CONFLICT (project_id, critic_id) DO UPDATE SET daily_target = :target

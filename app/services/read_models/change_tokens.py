@@ -52,6 +52,9 @@ PARTS = (
     _row_versions("projects", "t.id = p.id"),
     _row_versions("rounds", OF_PROJECT),
     _row_versions("model_versions", OF_PROJECT),
+    _row_versions("critic_jobs", OF_PROJECT),
+    # What is dropped follows a verdict, a prompt's state, a setting or a newer critic, which are here too.
+    "(SELECT t.xid FROM machine_accepts t WHERE t.project_id = p.id ORDER BY t.xid DESC LIMIT 1)",
     _row_versions("snapshots", OF_PROJECT),
     _row_versions("comparisons", OF_PROJECT),
     _row_versions(

@@ -21,6 +21,7 @@ from app.services.kernel.actors import Actor, require
 from app.services.kernel.rights import RIGHTS, Right
 from app.services.quality.reviews import RETURNED_OF
 from illume.evaluation.activation import Outcome, outcome_of
+from illume.phrases import _
 
 LOOK_BACK_DAYS = 90
 SATURDAY = 5
@@ -168,7 +169,7 @@ async def load_glance_in(transaction: Transaction, actor: Actor, project_id: int
     """The same in a judging transaction: every verdict is answered with it."""
     [row] = await transaction.run((GLANCE, {"critic": actor.user_id, "project": project_id}))
     if row is None:
-        raise NotFound("There is no such project.")
+        raise NotFound(_("There is no such project."))
     return glance_from(row, orjson.loads(row["progress"] or b"{}"), actor)
 
 

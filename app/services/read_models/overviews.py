@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, func, or_, select, text
-from sqlalchemy.orm import Session, selectinload
+from sqlalchemy.orm import Session, aliased, selectinload
 
 from app.errors import NotFound
 from app.models import (
@@ -20,6 +20,7 @@ from app.models import (
     Project,
     Prompt,
     PromptImage,
+    Selection,
     User,
     Verdict,
     VerdictKind,
@@ -30,6 +31,11 @@ from app.services.kernel.actors import Actor, require, rights_of
 from app.services.kernel.paging import check_limit
 from app.services.kernel.rights import Right
 from app.services.kernel.verdict_schema import VerdictIn
+from app.services.projects.policies import answer_fields_of, hides_answers
+from app.services.projects.projects import settings_of
+from illume.fields.answers import show_answer
+from illume.fields.definitions import AnswerFields
+from illume.phrases import _, kept
 
 MAX_SEARCH_WORDS = 10
 SEARCH_DEPTH = 5000
@@ -38,7 +44,10 @@ SEARCH_DEPTH = 5000
 
 @dataclass(frozen=True, slots=True)
 class VerdictSummary:
-    """A verdict with its context. `image` is the sha256 of the prompt's first image, `picks` are texts."""
+    """A verdict with its context.
+
+    `image` is the sha256 of the prompt's first image, `picks` are texts: of structured answers the rationales.
+    """
 
     id: int
     assignment_id: int
@@ -57,21 +66,32 @@ class VerdictSummary:
     seconds: float | None
     edited_from: int | None
     tags: Mapping[str, Sequence[str]]
+    fields: Mapping[str, str | None] | None
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateSummary:
-    """A candidate, and how many critics picked it."""
+    """A candidate, and how many critics picked it.
+
+    Of a structured answer `text` is the rationale and `fields` are the other values; `invalid` says what is wrong with
+    one that critics are not shown. A `spare` one was written to choose from, and is not shown either.
+    """
 
     text: str
+    fields: tuple[tuple[str, str | None], ...]
+    invalid: str
     temperature: float | None
     mean_logprob: float | None
     picked: int
+    spare: bool
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateSetSummary:
-    """A candidate set with its verdicts. `version` is the number of the version that wrote it; None for an import."""
+    """A candidate set with its verdicts. `version` is the number of the version that wrote it; None for an import.
+
+    `selection` says how a machine critic chose what is shown, and `selected_by` which version that was.
+    """
 
     state: str
     version: int | None
@@ -79,6 +99,8 @@ class CandidateSetSummary:
     error: str | None
     candidates: tuple[CandidateSummary, ...]
     verdicts: tuple[VerdictSummary, ...]
+    selection: Selection | None
+    selected_by: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +137,7 @@ def list_own_verdicts(
     """The actor's own current verdicts, newest first. `before` is the id of the last one of the previous page.
 
     All `words` must occur, each somewhere in the question, the answer, a pick or the critic's own text; the search goes
-    back to `find_search_floor`.
+    back to `find_search_floor`. Answers that critics do not see are left out.
     """
     require(session, actor, project, Right.judges)
     query = _summaries_query(project).where(Verdict.critic_id == actor.user_id)
@@ -125,10 +147,17 @@ def list_own_verdicts(
         query = query.where(Verdict.kind == kind)
     if words:
         floor = find_search_floor(session, actor, project, before=before)
-        query = query.where(
-            Verdict.id >= (floor or 0), *(_contains_word(word) for word in words.split()[:MAX_SEARCH_WORDS])
-        )
-    return _load_summaries(session, query.order_by(Verdict.id.desc()).limit(check_limit(limit)))
+        is_hidden = hides_answers(answer_fields_of(settings_of(session, project)))
+        found = (_contains_word(word, with_answer=not is_hidden) for word in words.split()[:MAX_SEARCH_WORDS])
+        query = query.where(Verdict.id >= (floor or 0), *found)
+    return _load_own(session, project, query.order_by(Verdict.id.desc()).limit(check_limit(limit)))
+
+
+def _load_own(session: Session, project: Project, query: Select[Any]) -> list[VerdictSummary]:
+    """Summaries of a critic's own verdicts, without answers that critics do not see."""
+    lines = _load_summaries(session, project, query)
+    is_hidden = hides_answers(answer_fields_of(settings_of(session, project)))
+    return [replace(line, answer=None) for line in lines] if is_hidden else lines
 
 
 def find_search_floor(session: Session, actor: Actor, project: Project, *, before: int | None = None) -> int | None:
@@ -139,7 +168,7 @@ def find_search_floor(session: Session, actor: Actor, project: Project, *, befor
     return session.scalar(query.order_by(Verdict.id.desc()).offset(SEARCH_DEPTH - 1).limit(1))
 
 
-def _contains_word(word: str) -> ColumnElement[bool]:
+def _contains_word(word: str, *, with_answer: bool) -> ColumnElement[bool]:
     """Whether a verdict, its prompt or its picks contain a word, ignoring case."""
     picked = (
         select(Pick.candidate_id)
@@ -147,7 +176,8 @@ def _contains_word(word: str) -> ColumnElement[bool]:
         .where(Pick.verdict_id == Verdict.id, Candidate.text.icontains(word, autoescape=True))
         .correlate(Verdict)
     )
-    texts = (Prompt.question, Prompt.answer, CandidateSet.answer, Verdict.rationale, Verdict.reason)
+    answers = (Prompt.answer, CandidateSet.answer) if with_answer else ()
+    texts = (Prompt.question, *answers, Verdict.rationale, Verdict.reason)
     return or_(*(one.icontains(word, autoescape=True) for one in texts), picked.exists())
 
 
@@ -155,7 +185,7 @@ def get_own_verdict(session: Session, actor: Actor, project: Project, verdict_id
     """One of the actor's own verdicts, if it is still current."""
     require(session, actor, project, Right.judges)
     query = _summaries_query(project).where(Verdict.critic_id == actor.user_id, Verdict.id == verdict_id)
-    return next(iter(_load_summaries(session, query)), None)
+    return next(iter(_load_own(session, project, query)), None)
 
 
 def list_recent_verdicts(
@@ -177,7 +207,7 @@ def list_recent_verdicts(
         query = query.where(Verdict.critic_id == critic_id)
     if before is not None:
         query = query.where(Verdict.id < before)
-    return _load_summaries(session, query.order_by(Verdict.id.desc()).limit(check_limit(limit)))
+    return _load_summaries(session, project, query.order_by(Verdict.id.desc()).limit(check_limit(limit)))
 
 
 def _summaries_query(project: Project) -> Select[Any]:
@@ -199,8 +229,9 @@ def _summaries_query(project: Project) -> Select[Any]:
     )
 
 
-def _load_summaries(session: Session, query: Select[Any]) -> list[VerdictSummary]:
+def _load_summaries(session: Session, project: Project, query: Select[Any]) -> list[VerdictSummary]:
     rows = session.execute(query).all()
+    fields = answer_fields_of(settings_of(session, project))
     picked: dict[int, list[tuple[int, str]]] = {}
     wanted = (
         select(Pick.verdict_id, Candidate.id, Candidate.text)
@@ -209,7 +240,7 @@ def _load_summaries(session: Session, query: Select[Any]) -> list[VerdictSummary
         .order_by(Candidate.position)
     )
     for verdict_id, candidate_id, words in session.execute(wanted):
-        picked.setdefault(verdict_id, []).append((candidate_id, words))
+        picked.setdefault(verdict_id, []).append((candidate_id, show_answer(words, fields)[0]))
     return [
         VerdictSummary(
             id=verdict.id,
@@ -229,6 +260,7 @@ def _load_summaries(session: Session, query: Select[Any]) -> list[VerdictSummary
             seconds=verdict.seconds,
             edited_from=verdict.edited_from,
             tags=verdict.tags,
+            fields=verdict.fields,
         )
         for verdict, question, answer, email, image in rows
     ]
@@ -256,6 +288,7 @@ def _equals(session: Session, which: ColumnElement[bool], actor: Actor, wanted: 
         and found.tags == wanted.tags
         and (None if found.edited_from is None else str(found.edited_from)) == wanted.edited_from
         and {str(pick.candidate_id) for pick in found.picks} == set(wanted.picks)
+        and (wanted.fields or {}).items() <= (found.fields or {}).items()
     )
 
 
@@ -265,43 +298,58 @@ def _equals(session: Session, which: ColumnElement[bool], actor: Actor, wanted: 
 def list_candidate_sets(session: Session, actor: Actor, project: Project, prompt: Prompt) -> list[CandidateSetSummary]:
     """All candidate sets of a prompt with their verdicts, newest first."""
     require(session, actor, project, Right.sees_model, Right.sees_others)
+    critic = aliased(ModelVersion)
     sets = session.execute(
-        select(CandidateSet, ModelVersion.number)
+        select(CandidateSet, ModelVersion.number, critic.number)
         .outerjoin(ModelVersion, ModelVersion.id == CandidateSet.version_id)
+        .outerjoin(critic, critic.id == CandidateSet.selected_by)
         .where(CandidateSet.prompt_id == prompt.id)
         .order_by(CandidateSet.id.desc())
         .limit(50)
         .options(selectinload(CandidateSet.candidates))
     ).all()
     said = _load_summaries(
-        session, _summaries_query(project).where(Verdict.prompt_id == prompt.id).order_by(Verdict.id)
+        session, project, _summaries_query(project).where(Verdict.prompt_id == prompt.id).order_by(Verdict.id)
     )
     rows = session.execute(
         select(Verdict.id, Verdict.candidate_set_id).where(Verdict.prompt_id == prompt.id, Verdict.current)
     )
+    fields = answer_fields_of(settings_of(session, project))
     set_of = {verdict_id: set_id for verdict_id, set_id in rows}  # noqa: C416 - rows are no plain tuples
     return [
-        _summarize_set(one, number, [line for line in said if set_of.get(line.id) == one.id]) for one, number in sets
+        _summarize_set(one, number, selected_by, [line for line in said if set_of.get(line.id) == one.id], fields)
+        for one, number, selected_by in sets
     ]
 
 
-def _summarize_set(one: CandidateSet, number: int | None, said: Sequence[VerdictSummary]) -> CandidateSetSummary:
+def _summarize_set(
+    one: CandidateSet,
+    number: int | None,
+    selected_by: int | None,
+    said: Sequence[VerdictSummary],
+    fields: AnswerFields | None,
+) -> CandidateSetSummary:
     counted = [line for line in said if line.state is VerdictState.counted]
     return CandidateSetSummary(
         state=str(one.state),
         version=number,
         created_at=one.created_at,
-        error=one.error,
+        error=kept(one.error, one.error_phrase) or None,
         candidates=tuple(
             CandidateSummary(
-                text=candidate.text,
+                text=show_answer(candidate.text, fields)[0],
+                fields=tuple(show_answer(candidate.text, fields)[1].items()),
+                invalid=candidate.invalid or "",
                 temperature=candidate.temperature,
                 mean_logprob=candidate.mean_logprob,
                 picked=sum(candidate.id in line.pick_ids for line in counted),
+                spare=candidate.spare,
             )
             for candidate in one.candidates
         ),
         verdicts=tuple(said),
+        selection=one.selection,
+        selected_by=selected_by,
     )
 
 
@@ -343,7 +391,7 @@ def get_critic(session: Session, actor: Actor, project: Project, critic_id: int)
         return judged
     membership = session.get(Membership, (critic_id, project.id))
     if membership is None or Right.judges not in rights_of(membership.role):
-        raise NotFound("There is no such critic in this project.")
+        raise NotFound(_("There is no such critic in this project."))
     member = session.get_one(User, critic_id)
     return CriticSummary(
         id=member.id,

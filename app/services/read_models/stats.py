@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any
 
@@ -27,6 +27,7 @@ from app.services.kernel.visible_fields import AnswerShape, shown_to
 from app.services.projects.projects import settings_of
 from app.services.quality import agreement
 from app.services.quality.agreement import Agreement
+from app.services.quality.fields import FieldQuality, load_field_quality
 from app.services.rounds.rounds import active_round
 
 NEWEST = 20_000
@@ -58,6 +59,19 @@ class ProjectPace:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerStats:
+    """Structured answers of the active version. `waiting`: prompts it could not write for, by the kind of reason.
+
+    `fields`: how critics judge each field.
+    """
+
+    written: int
+    invalid: int
+    waiting: dict[str, int]
+    fields: dict[str, FieldQuality]
+
+
+@dataclass(frozen=True, slots=True)
 class ProjectStats:
     """Everything on a project's overview page. `complete`: every train prompt in use has an accepted rationale."""
 
@@ -77,6 +91,7 @@ class ProjectStats:
     active_round: Round | None
     rounds: int
     complete: bool
+    answers: AnswerStats | None = None
 
     @property
     def n_prompts(self) -> int:
@@ -124,7 +139,14 @@ def load_project_stats(session: Session, actor: Actor, project: Project) -> Proj
         active_round=active_round(session, project),
         rounds=session.scalar(select(func.count()).where(Round.project_id == project.id)) or 0,
         complete=in_use > 0 and accepted_ones >= in_use,
+        answers=_load_answers(session, project) if settings.answer_fields else None,
     )
+
+
+def _load_answers(session: Session, project: Project) -> AnswerStats:
+    invalid, written = pools.count_invalid(session, project)
+    judged = load_field_quality(session, project)
+    return AnswerStats(written, invalid, pools.count_failures(session, project), judged)
 
 
 def _count_by_split(found: list[counters.PromptCount]) -> dict[str, int]:
@@ -209,4 +231,5 @@ def as_json(stats: ProjectStats) -> dict[str, Any]:
             "progress": active.progress,
         },
         "complete": stats.complete,
+        **({} if stats.answers is None else {"answers": asdict(stats.answers)}),
     }

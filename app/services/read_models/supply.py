@@ -11,8 +11,10 @@ from app.models import Project, Round
 from app.services.candidates import pools
 from app.services.kernel import workers
 from app.services.projects import pauses
+from app.services.projects.choice import LOCAL
 from app.services.projects.projects import settings_of
 from app.services.rounds import rounds
+from illume.phrases import kept
 
 MOST_COUNTED = 1000
 
@@ -56,19 +58,23 @@ def supply_of(session: Session, project: Project) -> Supply:
         return Supply(SupplyState.writing, waiting, sampling)
     if not waiting:
         return Supply(SupplyState.enough, 0, 0)
+    settings = settings_of(session, project)
+    is_local = settings.engine == LOCAL
     running = rounds.active_round(session, project)
-    if running is not None:
+    if running is not None and is_local:
         state = SupplyState.in_round if rounds.has_worker(session, running) else SupplyState.round_stalled
         return Supply(state, waiting, 0, running)
     stopped = pauses.current_pause(session, project)
     if stopped is not None:
-        return Supply(SupplyState.unusable, waiting, 0, reason=stopped.reason)
-    if settings_of(session, project).pool_target == 0:
+        return Supply(SupplyState.unusable, waiting, 0, reason=kept(stopped.reason, stopped.reason_phrase))
+    if settings.pool_target == 0:
         return Supply(SupplyState.switched_off, waiting, 0)
     if not pools.has_unsampled(session, project):
         return Supply(SupplyState.failed, waiting, 0)
-    if not workers.list_workers(session, queue="model"):
+    if not workers.list_workers(session, queue="model" if is_local else "default"):
         return Supply(SupplyState.no_worker, waiting, 0)
+    if not is_local:
+        return Supply(SupplyState.soon, waiting, 0)
     elsewhere = rounds.training_elsewhere(session, project)
     if elsewhere is not None:
         return Supply(SupplyState.training_elsewhere, waiting, 0, elsewhere)

@@ -9,12 +9,13 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app import queue
+from app.db.base import phrased
 from app.db.sessions import database_now
 from app.errors import Invalid, NotFound
 from app.models import BaseCheck, CheckState
 from app.services.kernel.actors import Actor, require_admin
-from app.services.projects.base_models import refuse_unlisted
-from app.services.rounds.versions import STARTER
+from app.services.projects.base_models import STARTER, refuse_unlisted
+from illume.phrases import _, kept
 
 VALID_FOR = timedelta(days=1)
 EXPIRES_AFTER = timedelta(hours=1)
@@ -79,7 +80,10 @@ def check_folder(actor: Actor, base_model: str) -> None:
         return
     missing = [words for words, names in PARTS if not any(any(folder.glob(name)) for name in names)]
     if missing:
-        raise Invalid(f"The folder '{base_model}' is missing {', '.join(missing)}.", field="base_model")
+        raise Invalid(
+            _("The folder '%(base_model)s' is missing %(list)s.", base_model=base_model, list=", ".join(missing)),
+            field="base_model",
+        )
 
 
 def require_check(session: Session, actor: Actor, base_model: str) -> BaseCheck | None:
@@ -93,7 +97,14 @@ def require_check(session: Session, actor: Actor, base_model: str) -> BaseCheck 
     found = newest_check(session, base_model)
     since = database_now(session) - RETRY_AFTER
     if found and found.state is CheckState.failed and found.finished_at and found.finished_at > since:
-        raise Invalid(f"'{base_model}' cannot be used as the base model: {found.detail}", field="base_model")
+        raise Invalid(
+            _(
+                "'%(base_model)s' cannot be used as the base model: %(detail)s",
+                base_model=base_model,
+                detail=kept(found.detail, found.detail_phrase),
+            ),
+            field="base_model",
+        )
     return request_check(session, actor, base_model)
 
 
@@ -102,7 +113,7 @@ def get_check(session: Session, actor: Actor, check_id: int) -> BaseCheck:
     require_admin(actor)
     found = session.get(BaseCheck, check_id, populate_existing=True)
     if found is None:
-        raise NotFound("There is no such check.")
+        raise NotFound(_("There is no such check."))
     return found
 
 
@@ -131,7 +142,7 @@ def finish(session: Session, check_id: int, *, good: bool, detail: str, pictures
         .where(BaseCheck.id == check_id, BaseCheck.state == CheckState.queued)
         .values(
             state=CheckState.passed if good else CheckState.failed,
-            detail=detail,
+            **phrased(detail=detail),
             pictures_first=pictures_first,
             finished_at=func.now(),
         )

@@ -29,11 +29,14 @@ from app.models import (
 from app.services.kernel import audit
 from app.services.kernel.actors import SYSTEM, Actor, require
 from app.services.kernel.rights import Right
+from app.services.projects.policies import answer_fields_of, hides_answers
+from app.services.projects.projects import settings_of
 from app.services.prompts import prompts
 from app.services.rounds import versions
 from app.services.rounds.side_by_side import side_by_side
-from illume.evaluation.activation import Outcome, capitalise, outcome_of, outcome_words
+from illume.evaluation.activation import Outcome, opening, outcome_of
 from illume.evaluation.metrics import Interval, bootstrap_interval
+from illume.phrases import Phrase, _, followed_by, kept, ngettext, said_by, stored_of
 from illume.records import stable_seed
 from illume.texts import normalise_rationale
 
@@ -108,11 +111,11 @@ def start(
     """
     require(session, actor, project, Right.administers)
     if old.id == new.id:
-        raise Invalid("Choose two different versions.", field="new")
+        raise Invalid(_("Choose two different versions."), field="new")
     if not 1 <= pairs <= MOST_PAIRS:
-        raise Invalid(f"Choose from 1 to {MOST_PAIRS} pairs.", field="pairs")
+        raise Invalid(_("Choose from 1 to %(most_pairs)s pairs.", most_pairs=MOST_PAIRS), field="pairs")
     if not 1 <= each <= MOST_CRITICS:
-        raise Invalid(f"Choose from 1 to {MOST_CRITICS} critics.", field="each")
+        raise Invalid(_("Choose from 1 to %(most_critics)s critics.", most_critics=MOST_CRITICS), field="each")
     versions.lock_project(session, project)
     going_on = select(Comparison.number).where(
         Comparison.project_id == project.id,
@@ -121,16 +124,16 @@ def start(
         Comparison.new_id == new.id,
     )
     if (number := session.scalar(going_on)) is not None:
-        raise Conflict(f"Comparison {number} of these two versions is still open.")
+        raise Conflict(_("Comparison %(number)s of these two versions is still open.", number=number))
     found = side_by_side(session, actor, project, old=old, new=new, style="greedy")
     chosen = sorted(found.pairs, key=lambda one: stable_seed("comparison", one.prompt_id))[:pairs]
     texts = [(one, one.old.texts[0], one.new.texts[0]) for one in chosen if one.old.texts and one.new.texts]
     rows = [
         (one, before, after, normalise_rationale(before) == normalise_rationale(after)) for one, before, after in texts
     ]
-    if all(alike for *_, alike in rows):
+    if all(alike for *_rest, alike in rows):
         raise Conflict(
-            "There is nothing to compare: the two versions share no scored prompts, or they wrote the same texts."
+            _("There is nothing to compare: the two versions share no scored prompts, or they wrote the same texts.")
         )
     last = session.scalar(select(func.max(Comparison.number)).where(Comparison.project_id == project.id)) or 0
     made = Comparison(
@@ -233,11 +236,12 @@ def _show_pair(
     session: Session, actor: Actor, project: Project, pair: ComparisonPair, *, said: Side | None = None
 ) -> PairShown:
     left = _left(pair.id, actor)
+    is_hidden = hides_answers(answer_fields_of(settings_of(session, project)))
     texts = {Preferred.old: pair.old_text, Preferred.new: pair.new_text}
     return PairShown(
         id=pair.id,
         prompt=prompts.load_prompts(session, [pair.prompt_id])[0],
-        answer=pair.answer,
+        answer=None if is_hidden else pair.answer,
         left=texts[left],
         right=texts[_other(left)],
         to_judge=pairs_for(session, actor, project),
@@ -302,9 +306,9 @@ def prefer(
         .with_for_update()
     )
     if pair is None or found is None:
-        raise NotFound("There is no such pair in this project.")
+        raise NotFound(_("There is no such pair in this project."))
     if pair.alike:
-        raise Forbidden("The two texts of this pair are identical, so there is nothing to choose.")
+        raise Forbidden(_("The two texts of this pair are identical, so there is nothing to choose."))
     known = session.scalar(
         select(Preference).where(Preference.pair_id == pair.id, Preference.critic_id == actor.user_id)
     )
@@ -312,7 +316,7 @@ def prefer(
         return found
     is_closed = found.state is ComparisonState.closed
     if is_closed and (known is None or not may_reopen(session, project, found, known)):
-        raise Conflict("This comparison is closed and needs no more judgements. Thank you.")
+        raise Conflict(_("This comparison is closed and needs no more judgements. Thank you."))
     left = _left(pair.id, actor)
     preferred = {"left": left, "right": _other(left), "neither": Preferred.neither}[side]
     if known is not None:
@@ -372,7 +376,7 @@ def close(session: Session, actor: Actor, project: Project, number: int) -> Comp
     found = get_comparison(session, actor, project, number)
     session.refresh(found, with_for_update=True)
     if found.state is ComparisonState.closed:
-        raise Conflict(f"Comparison {found.number} is already closed.")
+        raise Conflict(_("Comparison %(number)s is already closed.", number=found.number))
     _close(session, actor, found, standing_of(session, found))
     return found
 
@@ -390,16 +394,36 @@ def _close(session: Session, actor: Actor, found: Comparison, standing: Standing
 def describe_outcome(standing: Standing) -> str:
     """The outcome in a sentence."""
     if standing.rate is None or standing.outcome is None:
-        return "Nobody judged any pairs."
+        return _("Nobody judged any pairs.")
     rate, low, high = (f"{100 * one:.0f}" for one in (standing.rate.mean, standing.rate.low, standing.rate.high))
-    words = capitalise(outcome_words(standing.outcome, standing.rate.n))
-    interval = "" if standing.outcome == "too few to tell" else f" (95 % interval {low} to {high} %)"
-    return f"{words}: critics preferred the new version in {rate} %{interval} of {standing.rate.n} pairs."
+    n = standing.rate.n
+    outcome = opening(standing.outcome, n)
+    if standing.outcome == "too few to tell":
+        return ngettext(
+            "%(outcome)s: critics preferred the new version in %(rate)s %% of %(num)s pair.",
+            "%(outcome)s: critics preferred the new version in %(rate)s %% of %(num)s pairs.",
+            n,
+            outcome=outcome,
+            rate=rate,
+        )
+    return ngettext(
+        "%(outcome)s: critics preferred the new version in %(rate)s %% (95 %% interval %(low)s to %(high)s %%)"
+        " of %(num)s pair.",
+        "%(outcome)s: critics preferred the new version in %(rate)s %% (95 %% interval %(low)s to %(high)s %%)"
+        " of %(num)s pairs.",
+        n,
+        outcome=outcome,
+        rate=rate,
+        low=low,
+        high=high,
+    )
 
 
 def outcome_text(found: Comparison, standing: Standing) -> str:
     """The outcome of a closed comparison in a sentence; one that was stored in earlier words is put into today's."""
-    return describe_outcome(standing) if found.outcome.startswith(EARLIER_OUTCOMES) else found.outcome
+    if found.outcome.startswith(EARLIER_OUTCOMES):
+        return describe_outcome(standing)
+    return kept(found.outcome, found.outcome_phrase)
 
 
 def _pass_gate(session: Session, found: Comparison, standing: Standing) -> None:
@@ -408,22 +432,37 @@ def _pass_gate(session: Session, found: Comparison, standing: Standing) -> None:
     versions.lock_project(session, project)
     passes = standing.outcome == "better" and project.active_version_id == found.old_id
     new = session.get_one(ModelVersion, found.new_id)
-    reason = f"Blind comparison {found.number}: {found.outcome}"
+    reason: str = _(
+        "Blind comparison %(number)s: %(outcome)s",
+        number=found.number,
+        outcome=kept(found.outcome, found.outcome_phrase),
+    )
     if standing.outcome == "better" and not passes:
-        reason += " Not activated: another version became active in the meantime."
+        reason = followed_by(reason, _("Not activated: another version became active in the meantime."))
     made_by = session.get(Round, new.round_id) if new.round_id is not None else None
     if made_by is not None:
         # A comparison whose last judgement was changed decides again.
-        before = str(made_by.decision.get("reason", "")).partition(f"Blind comparison {found.number}: ")[0].strip()
+        earlier = kept(made_by.decision.get("reason"), made_by.reason_phrase)
+        reason = followed_by(_without_ending(earlier, f"Blind comparison {found.number}: "), reason)
         made_by.decision = {
             **made_by.decision,
             "activate": passes,
             "outcome": standing.outcome,
-            "reason": f"{before} {reason}".strip(),
+            "reason": reason,
         }
+        made_by.reason_phrase = stored_of(reason)
     if passes:
         versions.put_in_force(session, SYSTEM, project, new)
     session.flush()
+
+
+def _without_ending(reason: str, ending: str) -> str:
+    """The part of a reason before the sentence that begins with `ending`."""
+    if isinstance(reason, Phrase) and str(reason.values.get("second", "")).startswith(ending):
+        first: str = reason.values["first"]
+        return first
+    before, found, _rest = reason.partition(ending)
+    return before.strip() if found else reason
 
 
 def hold_at_gate(session: Session, project: Project, *, old: ModelVersion, new: ModelVersion) -> str:
@@ -432,8 +471,9 @@ def hold_at_gate(session: Session, project: Project, *, old: ModelVersion, new: 
         with session.begin_nested():
             made = start(session, SYSTEM, project, old=old, new=new, gate=True)
     except (Conflict, IntegrityError) as error:
-        return f"Not activated: no blind comparison could be started. {getattr(error, 'detail', '')}".strip()
-    return f"Blind comparison {made.number} decides: waiting for critics."
+        reason = _("Not activated: no blind comparison could be started.")
+        return followed_by(reason, said_by(error)) if isinstance(error, Conflict) else reason
+    return _("Blind comparison %(number)s decides: waiting for critics.", number=made.number)
 
 
 # Looking
@@ -451,7 +491,7 @@ def get_comparison(session: Session, actor: Actor, project: Project, number: int
     require(session, actor, project, Right.sees_model, Right.sees_others)
     found = session.scalar(select(Comparison).where(Comparison.project_id == project.id, Comparison.number == number))
     if found is None:
-        raise NotFound(f"There is no comparison {number} in this project.")
+        raise NotFound(_("There is no comparison %(number)s in this project.", number=number))
     return found
 
 
@@ -459,7 +499,7 @@ def comparison_by_id(session: Session, actor: Actor, comparison_id: int) -> Comp
     """A comparison. Raises `NotFound`."""
     found = session.get(Comparison, comparison_id)
     if found is None:
-        raise NotFound("There is no such comparison, or you are not a member of its project.")
+        raise NotFound(_("There is no such comparison, or you are not a member of its project."))
     require(session, actor, session.get_one(Project, found.project_id), Right.sees_model, Right.sees_others)
     return found
 

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.models import Project, Prompt, Split
 from app.services.acceptance.counting import OUT_OF_USE
+from app.services.acceptance.machine import count_machine_accepted
 from app.services.acceptance.positions import current_position
 from app.services.acceptance.rules import Moment
 from app.services.kernel import counters as counts
@@ -71,6 +72,7 @@ def _estimate(
     query, metric = query_val_prompts(session, project, settings)
     n_val = min(n_val, settings.eval_prompts) if metric == "heldout" else 0
     heldout = round(each * max(0, target_held_out(n_accepted) - n_val)) if metric == "heldout" else 0
+    machine = {} if settings.machine_accepts is None else {"machine": count_machine_accepted(session, project)}
     limited = query.with_only_columns(Prompt.id).order_by(None).limit(settings.eval_prompts).subquery()
     return RoundSize(
         counts={
@@ -79,6 +81,7 @@ def _estimate(
             "guard": min(settings.guard_per_rationale * (rationales - heldout), n_train),
             "val": session.scalar(select(func.count()).select_from(limited)) or 0,
             "heldout": heldout + round(each * n_val),
+            **machine,
         },
         metric=metric,
         exact=False,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import and_, delete, func, or_, select, update
+from sqlalchemy import and_, case, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -18,9 +18,12 @@ from app.services.kernel.leases import ROUNDS, lapsed
 from app.services.rounds import comparisons, versions
 from app.services.rounds.rounds import notify_finished, task_of, workload
 from app.services.rounds.snapshots import plan_of
+from illume.phrases import _, followed_by, kept, stored_of
 
 MAX_TRIES = 5
 """How often a round may be claimed without finishing an epoch before it fails."""
+
+HANDED_OVER = _("It becomes active once the model server has loaded it.")
 
 RUNNING = (RoundState.preparing, RoundState.training, RoundState.evaluating)
 
@@ -71,12 +74,14 @@ class Beat:
 def claim_round(session: Session, *, worker: str, prepared: bool = True) -> RoundClaim | None:
     """Claim the oldest round that waits for a worker or whose lease has lapsed. None if there is none.
 
+    Rounds that something went wrong with come after all others, the least often claimed one first.
     With `prepared`, rounds that have their snapshot and need a device; else rounds without a snapshot. A round that
     should be cancelled and has no live worker is cancelled. A round that was claimed `MAX_TRIES` times without progress
     fails.
     """
     while True:
-        locked = ROUNDS.lock_free(session, claimable(prepared=prepared), order_by=[Round.id.asc()])
+        troubles = case((Round.error.is_(None), 0), else_=Round.fence)
+        locked = ROUNDS.lock_free(session, claimable(prepared=prepared), order_by=[troubles, Round.id.asc()])
         if not locked:
             return None
         [found] = locked
@@ -84,15 +89,21 @@ def claim_round(session: Session, *, worker: str, prepared: bool = True) -> Roun
             _end(session, found, RoundState.cancelled)
             continue
         if found.tries >= MAX_TRIES:
-            reason = found.error or "its worker or process was stopped each time"
-            _end(session, found, RoundState.failed, error=f"Stopped {found.tries} times without progress: {reason}.")
+            known = kept(found.error, found.error_phrase)
+            error = _(
+                "Stopped %(count)s times without progress: %(reason)s.",
+                count=found.tries,
+                reason=known or _("its worker or process was stopped each time"),
+            )
+            _end(session, found, RoundState.failed, error=error)
             continue
         started_at = func.coalesce(Round.started_at, func.now())
         [claimed] = ROUNDS.claim(
             session, Round.id == found.id, worker=worker, started_at=started_at, state=RoundState.preparing
         )
         slug = session.scalars(select(Project.slug).where(Project.id == claimed.project_id)).one()
-        return RoundClaim(claimed.id, claimed.fence, claimed.project_id, f"training round {claimed.number} of {slug}")
+        name = _("training round %(number)s of %(slug)s", number=claimed.number, slug=slug)
+        return RoundClaim(claimed.id, claimed.fence, claimed.project_id, name)
 
 
 def claimable(*, prepared: bool) -> Any:
@@ -237,20 +248,24 @@ def finish(session: Session, claim: RoundClaim, result: RoundResult) -> ModelVer
     activate = result.activate and not overtaken
     reason = result.reason
     if result.activate and overtaken:
-        reason = f"{reason} Not activated: another version became active during the round."
+        reason = followed_by(reason, _("Not activated: another version became active during the round."))
     if activate and plan.settings.get("blind_gate"):
         activate = False
         parent = session.get_one(ModelVersion, plan.parent_id)
-        reason = f"{reason} {comparisons.hold_at_gate(session, project, old=parent, new=version)}"
+        reason = followed_by(reason, comparisons.hold_at_gate(session, project, old=parent, new=version))
     found.version_id = version.id
     found.metrics = {**result.metrics, **_measure_duration(result, snapshot)}
     if result.left_out:
         found.metrics["left_out"] = result.left_out
+    if activate and not versions.put_in_force(session, SYSTEM, project, version):
+        activate = False
+        reason = followed_by(reason, HANDED_OVER)
     found.decision = {**result.decision, "activate": activate, "reason": reason}
+    found.reason_phrase = stored_of(reason)
     found.progress = {**found.progress, "fraction": 1.0, "eta_seconds": 0}
     _end(session, found, RoundState.succeeded, version=version.number, activated=activate)
-    if activate:
-        versions.put_in_force(session, SYSTEM, project, version)
+    if plan.settings.get("machine_critic", "off") != "off":
+        queue.send(session, queue.SWEEP)
     return version
 
 
@@ -283,8 +298,13 @@ def finish_cancel(session: Session, claim: RoundClaim) -> bool:
     return True
 
 
-def release(session: Session, claim: RoundClaim, *, error: str | None = None, counts: bool = False) -> bool:
-    """Release the round, to resume elsewhere from its last checkpoint. `counts`: this was a failed try."""
+def release(
+    session: Session, claim: RoundClaim, *, error: str | None = None, counts: bool = False, at_once: bool = True
+) -> bool:
+    """Release the round, to resume elsewhere from its last checkpoint: `at_once`, or when the sweep sends it.
+
+    `counts`: this was a failed try.
+    """
     found = _lock_claimed(session, claim)
     if found is None:
         return False
@@ -296,7 +316,8 @@ def release(session: Session, claim: RoundClaim, *, error: str | None = None, co
     if not counts:
         found.tries = max(0, found.tries - 1)
     session.flush()
-    queue.send(session, task_of(found), found.id)
+    if at_once:
+        queue.send(session, task_of(found), found.id)
     return True
 
 

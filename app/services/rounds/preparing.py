@@ -17,7 +17,6 @@ from sqlalchemy.orm import Session
 from app import queue
 from app.db.sessions import id_in, open_session
 from app.db.types import PgSnapshot
-from app.errors import Conflict
 from app.models import ModelVersion, Project, Prompt, Round, SettingRevision, Snapshot, SnapshotKind, StoreRemoval
 from app.services.acceptance.rules import Moment
 from app.services.kernel.actors import SYSTEM
@@ -25,7 +24,7 @@ from app.services.kernel.leases import ROUNDS, LeaseLostError
 from app.services.projects.projects import parse_settings
 from app.services.rounds import lease, snapshots
 from app.services.rounds.lease import RoundClaim
-from app.services.rounds.rounds import NOTHING_ACCEPTED
+from app.services.rounds.rounds import nothing_accepted
 from app.services.rounds.row_files import Report, ignore
 from app.services.rounds.training_set import RowSelection, split_batches
 from app.services.rounds.versions import lock_project
@@ -57,7 +56,7 @@ def prepare(claim: RoundClaim, *, report: Report = ignore, session: Session | No
         session=session,
     )
     if not written.n_of["rationale"]:
-        raise Conflict(NOTHING_ACCEPTED.format(count=0), count=0)
+        raise nothing_accepted(0)
     _clear_fresh(claim, written.prompt_ids, inputs.selection.moment, report=report, session=session)
     with open_session(session) as used:
         snapshot = used.get_one(Snapshot, inputs.snapshot.id)

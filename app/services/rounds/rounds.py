@@ -25,14 +25,22 @@ from app.services.kernel.rights import Right
 from app.services.projects.projects import ProjectSettings, settings_of
 from app.services.rounds import snapshots
 from app.services.rounds.estimate import size_of
+from app.services.rounds.hand_over import why_rounds_are_off
 from app.services.rounds.versions import lock_project
 from illume.evaluation.activation import reword_reason
+from illume.phrases import Phrase, _, kept, ngettext, pgettext
 
 SECONDS_PER_ROW = 0.02
 SECONDS_PER_SCORED_PROMPT = 0.35
 SECONDS_AT_START = 15.0
-NOTHING_ACCEPTED = "Nothing to train on yet: {count} accepted explanations."
+
+
 TRY_LOCK = "SELECT pg_try_advisory_xact_lock(11, CAST(:project AS int))"
+
+
+def nothing_accepted(count: int) -> Conflict:
+    """The error of a round that has too few accepted explanations to train on."""
+    return Conflict(_("Nothing to train on yet: %(count)s accepted explanations.", count=count), count=count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +49,7 @@ class RoundPreview:
 
     `n_rejections` of what was turned down would be learnt from, `n_pairs` of them beside an accepted text. Both are
     None where the objective leaves them out, and in a large project, whose other numbers are estimates: there, `exact`
-    is False.
+    is False. `n_machine` rationales only a machine critic accepted; it is None where that is not wanted.
     """
 
     n_prompts: int
@@ -51,6 +59,7 @@ class RoundPreview:
     n_heldout: int
     n_rejections: int | None
     n_pairs: int | None
+    n_machine: int | None
     metric: str
     estimated_seconds: float
     exact: bool
@@ -70,6 +79,7 @@ def preview(session: Session, actor: Actor, project: Project) -> RoundPreview:
         n_heldout=counts["heldout"],
         n_rejections=counts.get("rejection"),
         n_pairs=counts.get("pairs"),
+        n_machine=counts.get("machine"),
         metric=size.metric,
         estimated_seconds=estimate_seconds(session, project, counts, epochs=settings.epochs),
         exact=size.exact,
@@ -99,7 +109,7 @@ def workload(counts: dict[str, int], *, epochs: int) -> float:
     """The work of a round, in seconds on two cores with the starter model."""
     # A pair is four texts, one of which is not trained on.
     compared = 3 * counts.get("pairs", 0) + counts.get("rejection", 0)
-    trained = (counts["rationale"] + counts["guard"] + compared) * epochs * SECONDS_PER_ROW
+    trained = (counts["rationale"] + counts["guard"] + counts.get("machine", 0) + compared) * epochs * SECONDS_PER_ROW
     # Each epoch is scored once; the best epoch and the parent are scored at the end.
     scored = (counts["val"] + counts["heldout"]) * (epochs + 2) * SECONDS_PER_SCORED_PROMPT / 3
     return trained + scored
@@ -117,11 +127,13 @@ def start(session: Session, actor: Actor, project: Project, *, trigger: RoundTri
     require(session, actor, project, Right.administers)
     lock_project(session, project)
     refuse_second(session, project)
+    if (why_not := why_rounds_are_off(session, settings_of(session, project))) is not None:
+        raise Conflict(why_not)
     if project.active_version_id is None:
-        raise Conflict("The project has no active model version.")
+        raise Conflict(_("The project has no active model version."))
     count = accepted_count(session, project)
     if count == 0:
-        raise Conflict(NOTHING_ACCEPTED.format(count=count), count=count)
+        raise nothing_accepted(count)
     made = _new_round(session, actor, project, trigger=trigger)
     made.position, made.revision_id = current_position(session), project.revision_id
     made.parent_id = project.active_version_id
@@ -140,7 +152,7 @@ def refuse_second(session: Session, project: Project) -> None:
     active = active_round(session, project)
     if active is not None:
         raise Conflict(
-            f"Training round {active.number} is still running: wait for it to finish or cancel it.",
+            _("Training round %(number)s is still running: wait for it to finish or cancel it.", number=active.number),
             round=str(active.id),
         )
 
@@ -186,7 +198,7 @@ def _flush_one_active(session: Session, changed: Round) -> None:
             session.flush()
     except IntegrityError as error:
         raise Conflict(
-            "A training round of this project is still running: wait for it to finish or cancel it."
+            _("A training round of this project is still running: wait for it to finish or cancel it.")
         ) from error
 
 
@@ -197,6 +209,7 @@ def is_due(session: Session, project: Project, settings: ProjectSettings) -> boo
         and project.active_version_id is not None
         and active_round(session, project) is None
         and fresh_count(session, project, limit=settings.round_every) >= settings.round_every
+        and why_rounds_are_off(session, settings) is None
     )
 
 
@@ -259,7 +272,9 @@ def cancel(session: Session, actor: Actor, round_id: int) -> Round:
     found, project = _round_for_admin(session, actor, round_id)
     state = RoundState(found.state)
     if not state.is_active:
-        raise Conflict(f"Training round {found.number} has already ended: it {_ended(state)}.")
+        raise Conflict(
+            _("Training round %(number)s has already ended: it %(state)s.", number=found.number, state=ENDED[state])
+        )
     if state is RoundState.queued or (state is RoundState.preparing and found.worker is None):
         found.state = RoundState.cancelled
         found.finished_at = func.now()
@@ -286,8 +301,11 @@ def notify_finished(session: Session, found: Round) -> None:
     webhooks.emit(session, found.project_id, webhooks.ROUND_FINISHED, payload)
 
 
-def _ended(state: RoundState) -> str:
-    return {RoundState.cancelled: "was cancelled"}.get(state, state.value)
+ENDED = {
+    RoundState.cancelled: pgettext("a training round: it", "was cancelled"),
+    RoundState.failed: pgettext("a training round: it", "failed"),
+    RoundState.succeeded: pgettext("a training round: it", "succeeded"),
+}
 
 
 def retry(session: Session, actor: Actor, round_id: int) -> Round:
@@ -298,8 +316,10 @@ def retry(session: Session, actor: Actor, round_id: int) -> Round:
     found, project = _round_for_admin(session, actor, round_id)
     state = RoundState(found.state)
     if state not in (RoundState.failed, RoundState.cancelled):
-        standing = "is still in progress" if state.is_active else _ended(state)
-        raise Conflict(f"Only a failed or cancelled training round can be resumed; this one {standing}.")
+        standing = pgettext("a training round: it", "is still in progress") if state.is_active else ENDED[state]
+        raise Conflict(
+            _("Only a failed or cancelled training round can be resumed; this one %(standing)s.", standing=standing)
+        )
     refuse_second(session, project)
     refuse_redacted(session, found)
     found.state = RoundState.queued
@@ -317,7 +337,7 @@ def rerun(session: Session, actor: Actor, round_id: int) -> Round:
     refuse_second(session, project)
     snapshot = refuse_redacted(session, found)
     if snapshot is None:
-        raise Conflict(f"Training round {found.number} has no snapshot to rerun: start a new one.")
+        raise Conflict(_("Training round %(number)s has no snapshot to rerun: start a new one.", number=found.number))
     made = _new_round(session, actor, project, trigger=RoundTrigger.rerun)
     made.snapshot_id, made.parent_id = snapshot.id, snapshots.plan_of(snapshot).parent_id
     _queue(session, actor, made)
@@ -330,8 +350,14 @@ def refuse_redacted(session: Session, found: Round) -> Snapshot | None:
         return None
     snapshot = session.get_one(Snapshot, found.snapshot_id)
     if snapshot.redacted:
-        lost = f"{snapshot.redacted} rows of its snapshot have been erased"
-        raise Conflict(f"{lost}: it can no longer be repeated exactly. Start a new one.", redacted=snapshot.redacted)
+        raise Conflict(
+            ngettext(
+                "%(num)s row of its snapshot has been erased: it can no longer be repeated exactly. Start a new one.",
+                "%(num)s rows of its snapshot have been erased: it can no longer be repeated exactly. Start a new one.",
+                snapshot.redacted,
+            ),
+            redacted=snapshot.redacted,
+        )
     return snapshot
 
 
@@ -342,7 +368,7 @@ def _find(session: Session, round_id: int) -> tuple[Round, Project]:
     found = session.get(Round, round_id)
     project = session.get(Project, found.project_id) if found is not None else None
     if found is None or project is None:
-        raise NotFound("There is no such training round.")
+        raise NotFound(_("There is no such training round."))
     return found, project
 
 
@@ -354,11 +380,17 @@ def get_round(session: Session, actor: Actor, round_id: int) -> Round:
 
 
 def decision_of(found: Round) -> dict[str, Any]:
-    """The decision on a round's version; a reason that was stored in earlier words is put into today's."""
-    if not found.decision.get("reason"):
+    """The decision on a round's version, with its reason as a phrase where one was stored.
+
+    A reason that was stored in earlier words is put into today's.
+    """
+    reason = kept(found.decision.get("reason"), found.reason_phrase)
+    if not reason:
         return found.decision
+    if isinstance(reason, Phrase):
+        return {**found.decision, "reason": reason}
     change = found.metrics.get("change") or {}
-    return {**found.decision, "reason": reword_reason(str(found.decision["reason"]), change.get("score"))}
+    return {**found.decision, "reason": reword_reason(reason, change.get("score"))}
 
 
 def get_round_by_number(session: Session, actor: Actor, project: Project, number: int) -> Round:
@@ -366,7 +398,7 @@ def get_round_by_number(session: Session, actor: Actor, project: Project, number
     require(session, actor, project)
     found = session.scalar(select(Round).where(Round.project_id == project.id, Round.number == number))
     if found is None:
-        raise NotFound(f"There is no training round {number} in this project.")
+        raise NotFound(_("There is no training round %(number)s in this project.", number=number))
     return found
 
 

@@ -30,6 +30,7 @@ from app.services.rounds.training_set import (
     read_val_rationales,
     val_rows,
 )
+from illume.fields.policies import read_policy
 from illume.parts import parts_data, read_parts
 
 LINES_PER_REPORT = 10_000
@@ -79,18 +80,23 @@ def write_rows(
     """Select the rows and write them. `head` makes the header line; `n_prompts`, of train, is used for the progress."""
     val, metric = val_rows(selection, session=session)
     written = RowSummary(metric)
-    held_out = HeldOut(load_earlier_use(selection, session=session)) if metric == "heldout" else None
+    # What rationales are scored by beside ratings: references, or how likely those held out are.
+    unreferenced = metric == "balanced_accuracy" and not any(row.prompt.references for row in val)
+    scores_likelihood = metric == "heldout" or unreferenced
+    held_out = HeldOut(load_earlier_use(selection, session=session)) if scores_likelihood else None
     target.write(encode_line(head(metric)))
     answered = array("q")
     with (
         tempfile.TemporaryFile() as accepted,
         tempfile.TemporaryFile() as heldout,
         tempfile.TemporaryFile() as rejected,
+        tempfile.TemporaryFile() as by_machine,
     ):
         n = 0
         for batch in read_rationale_batches(selection, session=session):
             accepted.writelines(encode_line(row_json(row)) for row in batch.rows)
             rejected.writelines(encode_line(row_json(row)) for row in batch.rejections)
+            by_machine.writelines(encode_line(row_json(row)) for row in batch.machine)
             written.prompt_ids.extend(dict.fromkeys(row.prompt.id for row in batch.rows))
             written.n_of["rationale"] += len(batch.rows)
             answered.extend(batch.answered)
@@ -130,22 +136,31 @@ def write_rows(
         written.n_of["heldout"] += len(of_val)
         if selection.learns_rejections:
             rejected.seek(0)
-            _add_rejections(rejected, target, images, without, written)
+            _add_others(SnapshotItemRole.rejection, rejected, target, images, without, written)
+        if selection.accepts_by_machine:
+            by_machine.seek(0)
+            images |= {image for row in val for image in row.prompt.images}
+            _add_others(SnapshotItemRole.machine, by_machine, target, images, without, written)
     return written
 
 
-def _add_rejections(
-    rejected: Iterable[bytes], target: IO[bytes], images: frozenset[str], without: set[int], written: RowSummary
+def _add_others(
+    role: SnapshotItemRole,
+    lines: Iterable[bytes],
+    target: IO[bytes],
+    images: frozenset[str],
+    without: set[int],
+    written: RowSummary,
 ) -> None:
-    """Write the rejections that neither belong to a held-out prompt nor show a held-out image."""
+    """Write the rows of a role that neither belong to a held-out prompt nor show one of `images`."""
     n = 0
-    for line in rejected:
+    for line in lines:
         data = orjson.loads(line)
         if int(data["prompt"]) not in without and images.isdisjoint(data["images"]):
             target.write(line)
             n += 1
-            written.pairs += data["accepted"] is not None
-    written.n_of[SnapshotItemRole.rejection.value] = n
+            written.pairs += data.get("accepted") is not None
+    written.n_of[role.value] = n
 
 
 def _split_held_out(
@@ -176,7 +191,16 @@ def _split_held_out(
 
 def row_json(row: SnapshotRow) -> dict[str, Any]:
     """A row as JSON data of the file."""
-    pair = {"accepted": row.accepted} if row.role is SnapshotItemRole.rejection else {}
+    more: dict[str, Any] = {"accepted": row.accepted} if row.role is SnapshotItemRole.rejection else {}
+    if row.role is SnapshotItemRole.machine:
+        more = {"source": "critic", "weight": row.weight}
+    structured: dict[str, Any] = {
+        "policy": None if row.prompt.policy is None else row.prompt.policy.to_json(),
+        "fields": dict(row.prompt.fields),
+        "values": None if row.values is None else dict(row.values),
+        "masked": sorted(row.masked),
+        "accepted_values": None if row.accepted_values is None else dict(row.accepted_values),
+    }
     return {
         "role": row.role.value,
         "prompt": str(row.prompt.id),
@@ -191,7 +215,8 @@ def row_json(row: SnapshotRow) -> dict[str, Any]:
         "rationale": row.rationale,
         "verdict": None if row.verdict_id is None else str(row.verdict_id),
         "candidate": None if row.candidate_id is None else str(row.candidate_id),
-        **pair,
+        **more,
+        **{name: value for name, value in structured.items() if value not in (None, {}, [])},
     }
 
 
@@ -213,6 +238,8 @@ def parse_row(data: dict[str, Any]) -> SnapshotRow:
         references=tuple(data["references"]),
         metadata=data["metadata"],
         parts=read_parts(data.get("parts", ()), data["images"], key="sha256"),
+        policy=None if data.get("policy") is None else read_policy(data["policy"]),
+        fields=data.get("fields", {}),
     )
     return SnapshotRow(
         role=SnapshotItemRole(data["role"]),
@@ -222,4 +249,8 @@ def parse_row(data: dict[str, Any]) -> SnapshotRow:
         verdict_id=None if data["verdict"] is None else int(data["verdict"]),
         candidate_id=None if data["candidate"] is None else int(data["candidate"]),
         accepted=data.get("accepted"),
+        values=data.get("values"),
+        masked=frozenset(data.get("masked", ())),
+        accepted_values=data.get("accepted_values"),
+        weight=data.get("weight", 1.0),
     )

@@ -127,8 +127,8 @@ def match_evaluations(old: Sequence[Evaluation], new: Sequence[Evaluation]) -> t
 
 
 def texts_of(scores: Mapping[str, Any], style: Style) -> dict[int, VersionTexts]:
-    """The texts of a version by prompt, from an evaluation's scores."""
-    part = scores.get("gold", {}).get(style, {})
+    """The texts of a version by prompt, from an evaluation's scores. Of structured answers they are the rationales."""
+    part = scores.get("gold", {}).get(style) or scores.get("fields", {}).get(style, {}).get("rationales", {})
     texts = part.get("rationales") or []
     rouge = part.get("rouge_l") or [None] * len(texts)
     own = scores.get("answers", {}).get("own") or [None] * len(texts)

@@ -45,7 +45,8 @@ WITH counted AS MATERIALIZED ({COUNTED}), judged AS (
     SELECT k.candidate_id, count(*) AS picks FROM counted v JOIN picks k ON k.verdict_id = v.id GROUP BY 1
 ), votes AS (
     SELECT j.critics, coalesce(p.picks, 0) AS picks
-    FROM judged j JOIN candidates c ON c.candidate_set_id = j.set_id LEFT JOIN picked p ON p.candidate_id = c.id
+    FROM judged j JOIN candidates c ON c.candidate_set_id = j.set_id AND NOT c.spare
+    LEFT JOIN picked p ON p.candidate_id = c.id
 )
 SELECT coalesce(sum(picks * (picks - 1) + (critics - picks) * (critics - picks - 1)), 0)::bigint AS same,
     coalesce(sum(critics * (critics - 1)), 0)::bigint AS pairs FROM votes

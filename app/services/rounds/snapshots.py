@@ -30,6 +30,7 @@ from app.services.projects.projects import settings_of
 from app.services.rounds import snapshot_records
 from app.services.rounds.row_files import Report, RowSummary, ignore, parse_rows, write_rows
 from app.services.rounds.training_set import Metric, RowSelection, SnapshotRow
+from illume.phrases import _
 from illume.records import stable_seed
 
 SCHEMA_VERSION = 1
@@ -55,7 +56,7 @@ class RoundPlan:
 
     parent_id: int
     base_model: str
-    metric: str
+    metric: Metric
     seed: int
     settings: dict[str, Any]
 
@@ -270,6 +271,6 @@ def _snapshot_for(session: Session, actor: Actor, snapshot_id: int, need: Right)
     snapshot = session.get(Snapshot, snapshot_id)
     project = session.get(Project, snapshot.project_id) if snapshot is not None else None
     if snapshot is None or project is None or not snapshot.prepared:
-        raise NotFound("There is no such snapshot.")
+        raise NotFound(_("There is no such snapshot."))
     require(session, actor, project, need)
     return snapshot

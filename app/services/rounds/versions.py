@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.errors import NotFound
-from app.models import Evaluation, ModelVersion, Project
+from app.errors import Conflict, NotFound
+from app.models import Evaluation, ModelVersion, Project, VersionKind
 from app.services.candidates.candidates import replace_unclaimed
 from app.services.integrations import webhooks
 from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.rights import Right
-from app.settings import get_settings
-
-STARTER = "starter"
-
-
-def resolve_base(base_model: str) -> str:
-    """The folder or hub name of a version's `base_model`; "starter" is the model of this distribution."""
-    return str(starter_model()) if base_model == STARTER else base_model
+from app.services.rounds.hand_over import is_handed_over_first
+from illume.phrases import _
 
 
-def starter_model() -> Path:
-    """The folder of the model shipped with this distribution."""
-    return get_settings().starter_dir / "model"
-
-
-def list_versions(session: Session, actor: Actor, project: Project) -> list[ModelVersion]:
-    """All versions of a project, newest first."""
+def list_versions(
+    session: Session, actor: Actor, project: Project, *, kind: VersionKind | None = VersionKind.sampler
+) -> list[ModelVersion]:
+    """The versions of a project that write candidates, or those of another kind or of all kinds, newest first."""
     require(session, actor, project, Right.sees_model)
     query = select(ModelVersion).where(ModelVersion.project_id == project.id).order_by(ModelVersion.number.desc())
-    return list(session.scalars(query))
+    return list(session.scalars(query if kind is None else query.where(ModelVersion.kind == kind)))
 
 
 def get_version(session: Session, actor: Actor, version_id: int) -> ModelVersion:
@@ -46,16 +36,18 @@ def _version_and_project(session: Session, actor: Actor, version_id: int, need: 
     version = session.get(ModelVersion, version_id)
     project = session.get(Project, version.project_id) if version is not None else None
     if version is None or project is None:
-        raise NotFound("There is no such model version.")
+        raise NotFound(_("There is no such model version."))
     require(session, actor, project, need)
     return version, project
 
 
 def adapter_of(session: Session, actor: Actor, version_id: int) -> tuple[ModelVersion, str]:
     """A version and the key in the store of its adapter, a tar archive. Raises `NotFound` for a base model."""
-    version, _ = _version_and_project(session, actor, version_id, Right.reviews)
+    version, _rest = _version_and_project(session, actor, version_id, Right.reviews)
+    if version.kind is VersionKind.critic:
+        raise NotFound(_("Version %(number)s is a machine critic: it has no adapter to use.", number=version.number))
     if version.adapter is None:
-        raise NotFound(f"Version {version.number} is the base model itself: it has no adapter.")
+        raise NotFound(_("Version %(number)s is the base model itself: it has no adapter.", number=version.number))
     return version, version.adapter
 
 
@@ -72,17 +64,33 @@ def lineage(session: Session, version: ModelVersion) -> list[ModelVersion]:
 
 
 def activate(session: Session, actor: Actor, version_id: int) -> ModelVersion:
-    """Make a version write the new candidates. Activating an older version rolls back; the active one is a no-op."""
+    """Make a version write the new candidates. Activating an older version rolls back; the active one is a no-op.
+
+    In a project that samples from a model server it becomes active once the server has loaded it.
+    """
     version, project = _version_and_project(session, actor, version_id, Right.administers)
+    if version.kind is VersionKind.critic:
+        raise Conflict(
+            _(
+                "Version %(number)s is a machine critic: it rates explanations and cannot write any.",
+                number=version.number,
+            )
+        )
     put_in_force(session, actor, project, version)
     return version
 
 
-def put_in_force(session: Session, actor: Actor, project: Project, version: ModelVersion) -> None:
-    """Activate a version without a permission check, and replace unclaimed sets of other versions."""
+def put_in_force(session: Session, actor: Actor, project: Project, version: ModelVersion) -> bool:
+    """Activate a version without a permission check, and replace unclaimed sets of other versions.
+
+    Returns whether it is active now. An adapter is first handed over to the server that the project samples from; its
+    version becomes active once it is loaded there.
+    """
     lock_project(session, project)
     if project.active_version_id == version.id:
-        return
+        return True
+    if is_handed_over_first(session, project, version):
+        return False
     before = project.active_version_id
     project.active_version_id = version.id
     session.flush()
@@ -99,6 +107,7 @@ def put_in_force(session: Session, actor: Actor, project: Project, version: Mode
     )
     payload = {"id": str(version.id), "number": version.number, "before": None if before is None else str(before)}
     webhooks.emit(session, project.id, webhooks.VERSION_ACTIVATED, payload)
+    return True
 
 
 def lock_project(session: Session, project: Project) -> None:
@@ -115,6 +124,7 @@ def register(
     round_id: int | None,
     adapter: str | None,
     metrics: dict[str, Any],
+    kind: VersionKind = VersionKind.sampler,
 ) -> ModelVersion:
     """Add the next version of a project, not active yet. The caller holds the project's row."""
     last = session.scalar(select(func.max(ModelVersion.number)).where(ModelVersion.project_id == project.id))
@@ -126,6 +136,7 @@ def register(
         base_model=base_model,
         adapter=adapter,
         metrics=metrics,
+        kind=kind,
     )
     session.add(version)
     session.flush()

@@ -9,12 +9,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.orm import Session
 
+from app import languages
 from app.errors import Invalid, TooMany, Unauthenticated
 from app.http.dependencies import SessionDep
 from app.services.accounts import sessions, users
 from app.services.accounts.passwords import MIN_PASSWORD
 from app.services.accounts.sessions import SessionShown
 from app.services.projects import key_bindings
+from app.settings import get_settings
 from app.web.access import COOKIE, Form, Me, Poster, SignedIn, text_of
 from app.web.accounts import tokens
 from app.web.accounts.one_time_links import PASSWORDS_DIFFER, name_field
@@ -22,9 +24,11 @@ from app.web.accounts.sign_in import BROWSER_COOKIE, begin_session
 from app.web.accounts.tokens import Secret, TokensView
 from app.web.forms import Field
 from app.web.rendering import page, shell_for
+from app.web.words import ROLE_WORDS
+from illume.phrases import _
 
 router = APIRouter()
-WRONG_PASSWORD = "This is not your current password."  # noqa: S105 - a message
+WRONG_PASSWORD = _("This is not your current password.")
 # The first that fits: most browsers name others too, so that old sites know them.
 BROWSERS = (
     ("Edge", r"Edg(?:e|A|iOS)?/"),
@@ -70,6 +74,8 @@ class AccountView:
     name: str
     role: str
     name_field: Field
+    language_field: Field
+    passwords: bool
     password_fields: tuple[Field, ...]
     keys: tuple[ChosenKey, ...]
     tokens: TokensView
@@ -83,8 +89,8 @@ def describe_browser(user_agent: str) -> str:
     browser = next((name for name, pattern in BROWSERS if re.search(pattern, user_agent)), "")
     system = next((name for name, pattern in SYSTEMS if re.search(pattern, user_agent)), "")
     if browser and system:
-        return f"{browser} on {system}"
-    return browser or system or user_agent[:60] or "Unknown browser"
+        return _("%(browser)s on %(system)s", browser=browser, system=system)
+    return browser or system or user_agent[:60] or _("Unknown browser")
 
 
 def password_fields(problems: dict[str, str]) -> tuple[Field, ...]:
@@ -102,10 +108,18 @@ def password_fields(problems: dict[str, str]) -> tuple[Field, ...]:
         )
 
     return (
-        secret("current", "Current password", "current-password"),
-        secret("password", "New password", "new-password", f"At least {MIN_PASSWORD} characters."),
-        secret("again", "Repeat new password", "new-password"),
+        secret("current", _("Current password"), "current-password"),
+        secret("password", _("New password"), "new-password", _("At least %(least)s characters.", least=MIN_PASSWORD)),
+        secret("again", _("Repeat new password"), "new-password"),
     )
+
+
+def language_field(request: Request, chosen: str) -> Field:
+    """The choice of the language of the pages."""
+    wished = languages.accepted(request.headers.get("accept-language", ""))
+    of_browser = _("As in your browser (%(name)s)", name=wished.name)
+    options = (("", of_browser), *((one.code, one.name) for one in languages.languages().values()))
+    return Field("language", _("Language of the pages"), "select", value=chosen, options=options)
 
 
 def account_page(
@@ -126,8 +140,10 @@ def account_page(
     view = AccountView(
         email=actor.email,
         name=actor.name,
-        role=str(actor.role),
+        role=ROLE_WORDS[actor.role],
         name_field=name_field(actor.name if typed_name is None else typed_name, named),
+        language_field=language_field(request, actor.language),
+        passwords=get_settings().passwords,
         password_fields=password_fields(problems or {}),
         keys=tuple(
             ChosenKey(one.does, chosen[one.name], one.first) for one in key_bindings.ACTIONS if one.name in chosen
@@ -137,7 +153,7 @@ def account_page(
         secret=secret,
         problem=problem,
     )
-    shell = shell_for(request, actor, who.csrf_token, title="Your account", section="account")
+    shell = shell_for(request, actor, who.csrf_token, title=_("Your account"), section="account")
     return page("accounts/account.html", shell=shell, view=view, status=status)
 
 
@@ -161,6 +177,13 @@ def change_name(request: Request, session: SessionDep, who: Poster, form: Form) 
     except Invalid as error:
         return account_page(request, session, who, problems={"name": error.detail}, typed_name=name, status=422)
     return back_here("name-saved")
+
+
+@router.post("/account/language")
+def change_language(session: SessionDep, who: Poster, form: Form) -> RedirectResponse:
+    """Choose the language of the pages. Raises `Invalid` for one in which they do not come."""
+    users.set_language(session, who.actor, text_of(form, "language"))
+    return back_here("language-saved")
 
 
 @router.post("/account/password")

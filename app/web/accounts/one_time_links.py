@@ -18,9 +18,10 @@ from app.web.access import OLD_FORM, StrangersForm, secrets_equal, sent_token, t
 from app.web.accounts.sign_in import FORM_COOKIE, begin_session, set_cookie
 from app.web.forms import Field
 from app.web.rendering import Shell, page
+from illume.phrases import _
 
 router = APIRouter()
-PASSWORDS_DIFFER = "The passwords do not match."
+PASSWORDS_DIFFER = _("The passwords do not match.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,9 @@ def name_field(name: str, problem: str = "") -> Field:
     """The field for what a person is called."""
     return Field(
         "name",
-        "Your name",
+        _("Your name"),
         value=name,
-        help="Optional. Admins and reviewers see it beside your email address; other critics do not.",
+        help=_("Optional. Admins and reviewers see it beside your email address; other critics do not."),
         problem=problem,
         attributes={"autocomplete": "name", "maxlength": str(MAX_NAME)},
     )
@@ -73,18 +74,18 @@ def form_page(
             *((name_field(user.name if name is None else name, named),) if invited else ()),
             Field(
                 "password",
-                "Password",
+                _("Password"),
                 "password",
-                help=f"At least {MIN_PASSWORD} characters; a few words are easier to remember.",
+                help=_("At least %(least)s characters; a few words are easier to remember.", least=MIN_PASSWORD),
                 problem=problem,
                 required=True,
                 attributes=secret,
             ),
-            Field("again", "Repeat password", "password", problem=again, required=True, attributes=secret),
+            Field("again", _("Repeat password"), "password", problem=again, required=True, attributes=secret),
         ),
     )
     form_token = request.cookies.get(FORM_COOKIE) or secrets.token_urlsafe(32)
-    shell = Shell(title="Choose a password", csrf_token=form_token)
+    shell = Shell(title=_("Choose a password"), csrf_token=form_token)
     response = page("accounts/link.html", shell=shell, view=view, status=status)
     response.headers["Referrer-Policy"] = "no-referrer"
     set_cookie(response, FORM_COOKIE, form_token, seconds=None)

@@ -15,8 +15,9 @@ from app.models import Scope, Token
 from app.services.accounts import users
 from app.services.kernel.actors import Actor, parse_id
 from app.web.access import text_of
+from illume.phrases import _
 
-EXPIRIES = (("30", "in 30 days"), ("90", "in 90 days"), ("365", "in a year"), ("", "never"))
+EXPIRIES = (("30", _("in 30 days")), ("90", _("in 90 days")), ("365", _("in a year")), ("", _("never")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def token_row(token: Token) -> TokenRow:
 def make_token(session: Session, actor: Actor, user_id: int, form: FormData) -> Secret:
     """Make the token that a form asks for, to be shown once. Raises `Invalid`, `Forbidden`."""
     wanted = parse_token(form)
-    _, plain = users.create_token(
+    _token, plain = users.create_token(
         session,
         actor,
         user_id=user_id,
@@ -92,20 +93,20 @@ def make_token(session: Session, actor: Actor, user_id: int, form: FormData) -> 
         expires_at=database_now(session) + timedelta(days=wanted.days) if wanted.days else None,
         requests_per_minute=wanted.requests_per_minute,
     )
-    return Secret("The new token:", plain)
+    return Secret(_("The new token:"), plain)
 
 
 def parse_token(form: FormData) -> TokenForm:
     """The token that a form asks for. Raises `Invalid`."""
     scope = text_of(form, "scope")
     if scope not in set(Scope):
-        raise Invalid("Choose one of the scopes.", field="scope")
+        raise Invalid(_("Choose one of the scopes."), field="scope")
     limit = text_of(form, "requests").strip()
     if limit and not limit.isdecimal():
-        raise Invalid("Requests per minute must be a whole number.", field="requests")
+        raise Invalid(_("Requests per minute must be a whole number."), field="requests")
     days = text_of(form, "expires")
     if days not in dict(EXPIRIES):
-        raise Invalid("Choose when the token expires.", field="expires")
+        raise Invalid(_("Choose when the token expires."), field="expires")
     return TokenForm(
         scope=Scope(scope),
         name=text_of(form, "name").strip(),
@@ -117,5 +118,5 @@ def parse_token(form: FormData) -> TokenForm:
 def revoke_token(session: Session, actor: Actor, user_id: int, token_id: str) -> None:
     """Revoke a token of this person. Raises `NotFound` where it is not theirs."""
     if parse_id(token_id) not in {token.id for token in users.list_tokens(session, actor, user_id)}:
-        raise NotFound("This person has no such token.")
+        raise NotFound(_("This person has no such token."))
     users.revoke_token(session, actor, parse_id(token_id))

@@ -20,6 +20,7 @@ from app.services.projects import projects
 from app.web.access import Me
 from app.web.rendering import page, shell_for
 from app.web.words import ACTION_WORDS, SUBJECT_WORDS
+from illume.phrases import _
 
 router = APIRouter()
 PAGE_SIZE = 100
@@ -81,7 +82,7 @@ def show(
     """Show the newest events that match the filters."""
     require_admin(who.actor)
     view = audit_view(session, who.actor, AuditFilters(person, kind, project, since, until), before)
-    shell = shell_for(request, who.actor, who.csrf_token, title="Audit log", section="users")
+    shell = shell_for(request, who.actor, who.csrf_token, title=_("Audit log"), section="users")
     return page("admin/audit.html", shell=shell, view=view, status=422 if view.problem else 200)
 
 
@@ -100,8 +101,10 @@ def audit_view(session: Session, actor: Actor, filters: AuditFilters, before: st
         limit=PAGE_SIZE,
     )
     fields = asdict(filters)
-    days = (("From", filters.since, first), ("To", filters.until, last))
-    unreadable = [f"{label}: '{text}'" for label, text, day in days if text and day is None]
+    days = ((_("From"), filters.since, first), (_("To"), filters.until, last))
+    unreadable = [
+        _("%(label)s: '%(text)s'", label=label, text=text) for label, text, day in days if text and day is None
+    ]
     return AuditView(
         who=filters.person,
         kind=filters.kind,
@@ -110,7 +113,9 @@ def audit_view(session: Session, actor: Actor, filters: AuditFilters, before: st
         projects=tuple((one.slug, one.name) for one in projects.list_projects(session, actor)),
         since=filters.since,
         until=filters.until,
-        problem=f"{unreadable[0]} is not a date: write it as 2026-01-31. All days are shown." if unreadable else "",
+        problem=_("%(unreadable)s is not a date: write it as 2026-01-31. All days are shown.", unreadable=unreadable[0])
+        if unreadable
+        else "",
         filtered=any(fields.values()),
         rows=tuple(audit_row(one) for one in events),
         next="?" + urlencode({**fields, "before": events[-1].id}) if len(events) == PAGE_SIZE else "",
@@ -130,7 +135,7 @@ def audit_row(one: AuditEntry) -> AuditRow:
     """An event as the page shows it."""
     return AuditRow(
         at=one.at,
-        who=one.who or "the system",
+        who=one.who or _("the system"),
         action=ACTION_WORDS.get(one.action, one.action),
         subject=subject_words(one.subject),
         url=subject_url(one),

@@ -13,17 +13,19 @@ from app.services.kernel.actors import project_rights
 from app.services.kernel.rights import Right
 from app.web.access import SignedIn, managed_project
 from app.web.rendering import Shell, Tab, shell_for
+from illume.phrases import _
 
 TABS = (
-    ("Overview", ""),
-    ("Training rounds", "/rounds"),
-    ("Versions", "/versions"),
-    ("Prompts", "/prompts"),
-    ("Review", "/review"),
-    ("Critics", "/critics"),
-    ("Export", "/export"),
-    ("Settings", "/settings"),
+    ("Overview", _("Overview"), ""),
+    ("Training rounds", _("Training rounds"), "/rounds"),
+    ("Versions", _("Versions"), "/versions"),
+    ("Prompts", _("Prompts"), "/prompts"),
+    ("Review", _("Review"), "/review"),
+    ("Critics", _("Critics"), "/critics"),
+    ("Export", _("Export"), "/export"),
+    ("Settings", _("Settings"), "/settings"),
 )
+"""The tabs of a project: the name by which pages ask for one, its label, and its address below the project's."""
 TAB_RIGHTS = {"Review": Right.reviews, "Settings": Right.administers}
 
 
@@ -44,11 +46,12 @@ def frame_of(
     """The frame of a project's page. Raises `NotFound`, `Forbidden`."""
     project = managed_project(session, who.actor, slug, need)
     rights = project_rights(session, who.actor, project)
-    shell = shell_for(request, who.actor, who.csrf_token, title=f"{title} · {project.name}", section="projects")
+    shown = _("%(page)s · %(project)s", page=title, project=project.name)
+    shell = shell_for(request, who.actor, who.csrf_token, title=shown, section="projects")
     tabs = tuple(
-        Tab(label, f"/admin/projects/{slug}{path}", current=label == tab)
-        for label, path in TABS
-        if TAB_RIGHTS.get(label) is None or TAB_RIGHTS[label] in rights
+        Tab(label, f"/admin/projects/{slug}{path}", current=name == tab)
+        for name, label, path in TABS
+        if TAB_RIGHTS.get(name) is None or TAB_RIGHTS[name] in rights
     )
     return Frame(
         project=project,

@@ -7,13 +7,14 @@ from sqlalchemy.orm import Session
 from app.services.acceptance import rules
 from app.services.rounds import rounds
 from app.web.admin.frame import Frame
+from illume.phrases import _
 
 NextStep = tuple[str, str]
 
 
 def judging_step(frame: Frame) -> NextStep | None:
     """The address and the name of judging; None for those who may not judge."""
-    return (f"/annotate/{frame.project.slug}", "Judge some prompts") if frame.may_judge else None
+    return (f"/annotate/{frame.project.slug}", _("Judge some prompts")) if frame.may_judge else None
 
 
 def next_round_step(session: Session, frame: Frame) -> NextStep | None:
@@ -24,7 +25,7 @@ def next_round_step(session: Session, frame: Frame) -> NextStep | None:
     base = f"/admin/projects/{frame.project.slug}/rounds"
     running = rounds.active_round(session, frame.project)
     if running is not None:
-        return f"{base}/{running.number}", f"See training round {running.number}"
+        return f"{base}/{running.number}", _("See training round %(number)s", number=running.number)
     if frame.may_manage and rules.fresh_count(session, frame.project):
-        return f"{base}/preview", "Start a training round"
+        return f"{base}/preview", _("Start a training round")
     return judging_step(frame)

@@ -19,12 +19,14 @@ from app.services.kernel.actors import Actor, parse_id, project_rights
 from app.services.kernel.rights import SEES, Right
 from app.services.projects import instructions, key_bindings, projects
 from app.services.projects.access import ProjectRef
+from app.services.projects.policies import answer_fields_of
 from app.services.read_models import critic_day, overviews
 from app.services.read_models.critic_day import Glance
 from app.services.read_models.overviews import VerdictSummary
 from app.services.rounds import comparisons, rounds
 from app.web.access import Form, Me, Poster, SignedIn, enter_project, judged_project, text_of
 from app.web.accounts.sign_in import LAST_PROJECT, set_cookie
+from app.web.judging.assess import told_fields
 from app.web.judging.empty import explain_empty
 from app.web.judging.judge import TEMPLATE, find_returned, next_stage
 from app.web.judging.views import (
@@ -42,10 +44,12 @@ from app.web.judging.views import (
     progress_of,
 )
 from app.web.rendering import Message, Shell, fragment, page, shell_for
-from app.web.words import KIND_TONES, KIND_WORDS, image_url, prompt_words
+from app.web.words import KIND_TONES, KIND_WORDS, image_url, label_words, prompt_words
+from illume.fields.definitions import AnswerFields
+from illume.phrases import _
 
 router = APIRouter()
-CHANGED_MEANWHILE = "That verdict has been changed since. You find the latest one under My verdicts."
+CHANGED_MEANWHILE = _("That verdict has been changed since. You find the latest one under My verdicts.")
 YEAR_SECONDS = 365 * 24 * 3600
 
 
@@ -60,7 +64,7 @@ def list_projects(request: Request, session: SessionDep, who: Me) -> Response:
         for project in projects.list_projects(session, who.actor)
         if Right.judges in project_rights(session, who.actor, project)
     )
-    shell = shell_for(request, who.actor, who.csrf_token, title="Projects to judge", section="annotate")
+    shell = shell_for(request, who.actor, who.csrf_token, title=_("Projects to judge"), section="annotate")
     return page("judging/projects.html", shell=shell, view=ProjectsView(rows))
 
 
@@ -72,7 +76,7 @@ def project_row(session: Session, actor: Actor, project: Project) -> ProjectRow:
         name=project.name,
         claimable=pools.count_claimable(session, project, limit=1000),
         today=feed.today_count(session, actor, project),
-        round=f"Training round {running.number} running" if running else "",
+        round=_("Training round %(number)s running", number=running.number) if running else "",
         pairs=comparisons.pairs_for(session, actor, project),
         returned=len(decide.list_returned(session, actor, project)),
     )
@@ -133,9 +137,9 @@ def render_page(
             card=stage.card,
             empty=stage.empty or (None if stage.card else explain_empty(session, who.actor, row)),
             progress=progress_of(glance, settings, project.revision_id),
-            skip_reasons=tuple(settings.skip_reasons),
-            flag_reasons=tuple(settings.flag_reasons),
-            tags=tuple(settings.shortcoming_tags),
+            skip_reasons=tuple((one, label_words(one)) for one in settings.skip_reasons),
+            flag_reasons=tuple((one, label_words(one)) for one in settings.flag_reasons),
+            tags=tuple((one, label_words(one)) for one in settings.shortcoming_tags),
             keys=key_bindings.ACTIONS,
             chosen_keys=key_bindings.load_key_bindings(session, who.actor),
             instructions=instructions.load_instructions(session, row, settings),
@@ -190,6 +194,7 @@ def history(
     lines = overviews.list_own_verdicts(
         session, who.actor, project, limit=size + 1, before=before, words=words, kind=only_kind
     )
+    fields = answer_fields_of(projects.settings_of(session, project))
     floor = overviews.find_search_floor(session, who.actor, project, before=before) if words else None
     view = HistoryView(
         slug=slug,
@@ -198,16 +203,17 @@ def history(
         words=words,
         kind=only_kind.value if only_kind else "",
         kinds=tuple((one.value, KIND_WORDS[one]) for one in VerdictKind),
-        rows=tuple(history_row(line, notes.get(str(line.id), "")) for line in lines[:size]),
+        rows=tuple(history_row(line, notes.get(str(line.id), ""), fields) for line in lines[:size]),
+        language=projects.settings_of(session, project).language,
         next=str(lines[size - 1].id if len(lines) > size else floor or ""),
         searched=overviews.SEARCH_DEPTH if floor else 0,
         back=urlencode({"words": words, "kind": only_kind.value if only_kind else "", "cursor": cursor}),
     )
-    shell = shell_for(request, who.actor, who.csrf_token, title="My verdicts", section="annotate")
+    shell = shell_for(request, who.actor, who.csrf_token, title=_("My verdicts"), section="annotate")
     return page("judging/history.html", shell=shell, view=view)
 
 
-def history_row(line: VerdictSummary, asked: str) -> HistoryRow:
+def history_row(line: VerdictSummary, asked: str, fields: AnswerFields | None) -> HistoryRow:
     """A verdict's row in the list. `asked`: what a reviewer asked who sent it back."""
     own = (f"“{line.rationale}”",) if line.rationale else ()
     return HistoryRow(
@@ -219,7 +225,8 @@ def history_row(line: VerdictSummary, asked: str) -> HistoryRow:
         kind=KIND_WORDS[line.kind],
         tone=KIND_TONES[line.kind],
         said=(*line.picks, *own),
-        lacks=tuple(sorted({tag for tags in line.tags.values() for tag in tags})),
-        reason=line.reason,
+        lacks=tuple(label_words(one) for one in sorted({tag for tags in line.tags.values() for tag in tags})),
+        reason=label_words(line.reason) if line.reason else None,
         asked=asked,
+        fields=told_fields(line.fields, fields),
     )

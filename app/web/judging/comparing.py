@@ -12,13 +12,15 @@ from fastapi.responses import RedirectResponse, Response
 from app.errors import Invalid
 from app.http.dependencies import SessionDep
 from app.services.kernel.actors import parse_id
+from app.services.projects import projects
 from app.services.prompts.prompts import prompt_parts
 from app.services.rounds import comparisons
 from app.services.rounds.comparisons import PairShown, Side
 from app.web.access import Form, Me, Poster, judged_project, text_of
-from app.web.judging.views import Picture, ReadPart, question_in, read_in_order
+from app.web.judging.views import Picture, ReadPart, question_in, read_in_order, text_language
 from app.web.rendering import page, shell_for
 from app.web.words import image_url
+from illume.phrases import _
 
 router = APIRouter()
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -38,6 +40,7 @@ class PairView:
     right: str
     to_judge: int
     said: str
+    language: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +59,17 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, last: bool =
     project = judged_project(session, who.actor, slug)
     before = comparisons.last_pair(session, who.actor, project)
     shown = (before if last else None) or comparisons.next_pair(session, who.actor, project)
-    shell = shell_for(request, who.actor, who.csrf_token, title=f"Compare · {project.name}", section="annotate")
-    view = CompareView(slug, project.name, pair_view(shown) if shown else None, can_go_back=before is not None)
+    shell = shell_for(
+        request, who.actor, who.csrf_token, title=_("Compare · %(project)s", project=project.name), section="annotate"
+    )
+    language = projects.settings_of(session, project).language
+    pair = pair_view(shown, language) if shown else None
+    view = CompareView(slug, project.name, pair, can_go_back=before is not None)
     return page("judging/compare.html", shell=replace(shell, project_name=project.name), view=view)
 
 
-def pair_view(shown: PairShown) -> PairView:
-    """The view of a pair."""
+def pair_view(shown: PairShown, language: str) -> PairView:
+    """The view of a pair; `language` is that of the project's texts, if known."""
     images = tuple(Picture(image_url(one.sha256), one.image.width, one.image.height) for one in shown.prompt.images)
     reading, question = question_in(read_in_order(prompt_parts(shown.prompt), images), shown.prompt.question)
     return PairView(
@@ -75,6 +82,7 @@ def pair_view(shown: PairShown) -> PairView:
         right=shown.right,
         to_judge=shown.to_judge,
         said=shown.said or "",
+        language=text_language(shown.prompt.extra.get("language"), language),
     )
 
 
@@ -88,7 +96,7 @@ def prefer(session: SessionDep, who: Poster, form: Form, slug: str) -> RedirectR
         if side == valid:
             comparisons.prefer(session, who.actor, project, pair_id, valid, seconds=seconds, again=again)
             return RedirectResponse(f"/annotate/{slug}/compare", status_code=303)
-    raise Invalid("Choose the left text, the right one, or neither.", field="side")
+    raise Invalid(_("Choose the left text, the right one, or neither."), field="side")
 
 
 def parse_seconds(typed: str) -> float | None:

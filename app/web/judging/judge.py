@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, RedirectResponse, Response
+from markupsafe import escape
 from sqlalchemy.orm import Session
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 
 from app.db.judging_pool import Transaction
-from app.errors import Conflict, DomainError, Forbidden, NotFound
+from app.errors import Conflict, DomainError, Forbidden, Invalid, NotFound
 from app.http.dependencies import JudgingPoolDep, SessionDep, sessions_of, start_due_round
 from app.models import Project
-from app.services.judging import assignments, decide
+from app.services.judging import assignments, decide, fields
 from app.services.judging import claim as claims
 from app.services.judging.change import change as change_verdict
 from app.services.judging.give import give
@@ -30,12 +32,13 @@ from app.web.access import Form, Me, Poster, SignedIn, enter_project, judged_pro
 from app.web.judging.empty import explain_empty, explain_no_returned, explain_refusal, nothing_page
 from app.web.judging.views import FiguresView, StageView, card_of, progress_of
 from app.web.rendering import Shell, fragment, shell_for
+from illume.phrases import _
 
 router = APIRouter()
 TEMPLATE = "judging/page.html"
 NO_STORE = {"Cache-Control": "no-store"}
-JUDGED_ELSEWHERE = "Already judged in another tab; your first verdict stands."
-KEPT_ASIDE = (
+JUDGED_ELSEWHERE = _("Already judged in another tab; your first verdict stands.")
+KEPT_ASIDE = _(
     "This verdict came too late: someone else had the prompt by then. "
     "It is kept, but only counts if a reviewer accepts it."
 )
@@ -102,7 +105,7 @@ def go_back(session: SessionDep, who: Me, slug: str, before: str = "") -> Respon
     limit = parse_id(before) if before else None
     lines = overviews.list_own_verdicts(session, who.actor, project, limit=1, before=limit)
     if not lines:
-        raise NotFound("You have no earlier verdicts in this project.")
+        raise NotFound(_("You have no earlier verdicts in this project."))
     claim = assignments.get_assignment(session, who.actor, lines[0].assignment_id)
     returned = find_returned(session, who.actor, project, lines[0].id)
     view = StageView(project.slug, card_of(claim, settings, lines[0], returned), None)
@@ -124,7 +127,7 @@ def show_returned(request: Request, session: SessionDep, who: Me, slug: str) -> 
     project = judged_project(session, who.actor, slug)
     returned = decide.list_returned(session, who.actor, project)
     if not returned:
-        return nothing_page(request, who, "Returned to you", explain_no_returned(slug))
+        return nothing_page(request, who, _("Returned to you"), explain_no_returned(slug))
     return RedirectResponse(f"/annotate/{slug}?verdict={returned[0]['verdict']}", status_code=303)
 
 
@@ -177,7 +180,7 @@ def read_verdict(form: FormData) -> VerdictIn:
     """The verdict in a form; a tag is sent as `CANDIDATE TAG`. Raises `Invalid`."""
     tags: dict[str, list[str]] = {}
     for pair in texts_of(form, "tags"):
-        candidate, _, tag = pair.partition(" ")
+        candidate, _space, tag = pair.partition(" ")
         tags.setdefault(candidate, []).append(tag)
     values: dict[str, Any] = {
         "kind": text_of(form, "kind"),
@@ -188,8 +191,34 @@ def read_verdict(form: FormData) -> VerdictIn:
         "rationale": text_of(form, "rationale") or None,
         "seconds": text_of(form, "seconds") or None,
         "exhaustive": text_of(form, "exhaustive") != "no",
+        "fields": read_values(form),
     }
     return parse_verdict(values)
+
+
+def read_values(form: FormData) -> dict[str, Any] | None:
+    """The values of fields in a form, sent as one JSON object; None where there are none. Raises `Invalid`."""
+    text = text_of(form, "fields")
+    try:
+        found = orjson.loads(text) if text else None
+    except orjson.JSONDecodeError:
+        found = text
+    if found is None or isinstance(found, dict):
+        return found
+    raise Invalid(_("%(field)s: must be an object.", field="fields"), field="fields")
+
+
+@router.post("/annotate/{slug}/assignments/{assignment}/fields")
+async def store_fields(request: Request, pool: JudgingPoolDep, form: Form, slug: str, assignment: str) -> Response:
+    """Store what the critic says of a picture before any explanation is shown. Responds with the card that has them."""
+    async with pool.transaction() as transaction:
+        who, project = await enter_project(request, transaction, slug, form)
+        values = parse_verdict({"kind": "none_fit", "fields": read_values(form)}).fields or {}
+        shown = await fields.store_blind(transaction, who.actor, parse_id(assignment), values)
+    card = card_of(shown.claim, project.settings)
+    return fragment(
+        TEMPLATE, "stage", shell=Shell(title=project.name), view=StageView(slug, card, None), headers=NO_STORE
+    )
 
 
 @router.post("/annotate/{slug}/assignments/{assignment}/verdict")
@@ -226,7 +255,7 @@ async def give_verdict(request: Request, pool: JudgingPoolDep, form: Form, slug:
     if stage.card is not None:
         content += bytes(fragment(TEMPLATE, "stage", shell=Shell(title=project.name), view=stage).body).decode()
     if out.status == 202:
-        content += f"<p data-text>{KEPT_ASIDE}</p>"
+        content += f"<p data-text>{escape(KEPT_ASIDE)}</p>"
     after = None if out.due_project is None else BackgroundTask(start_due_round, request, out.due_project)
     return Response(content, status_code=out.status, media_type="text/html", headers=NO_STORE, background=after)
 
@@ -250,7 +279,7 @@ def change_unless_equal(session: Session, actor: Actor, given: int, requested: V
 
 def kept_aside_note(verdict: Mapping[str, Any]) -> str:
     """The sentence for a verdict that does not count, as HTML; empty for one that does."""
-    return f"<p data-text>{KEPT_ASIDE}</p>" if verdict["state"] == "kept_aside" else ""
+    return f"<p data-text>{escape(KEPT_ASIDE)}</p>" if verdict["state"] == "kept_aside" else ""
 
 
 @router.post("/annotate/{slug}/verdicts/{verdict}")

@@ -12,11 +12,17 @@ from app.models import Project
 from app.services.judging.claim import Claim
 from app.services.projects.instructions import Instructions
 from app.services.projects.key_bindings import KeyAction
+from app.services.projects.policies import answer_fields_of
 from app.services.projects.projects import ProjectSettings
 from app.services.read_models.critic_day import Credit, CriticDay, Glance
 from app.services.read_models.overviews import VerdictSummary
-from app.web.words import KIND_WORDS, OUTCOME_TONES, image_url, round_words
-from illume.evaluation.activation import outcome_words
+from app.web.judging.assess import Assessment, FieldPairs, assessment_of, told_fields
+from app.web.rendering import signed
+from app.web.words import KIND_WORDS, OUTCOME_TONES, image_url, outcome_words, round_words
+from illume.fields.answers import show_answer
+from illume.fields.definitions import AnswerFields
+from illume.phrases import _, ngettext
+from illume.texts import LANGUAGE_TAG
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,11 @@ def read_in_order(parts: Sequence[Mapping[str, Any]], pictures: Sequence[Picture
     )
 
 
+def text_language(*candidates: object) -> str:
+    """The first of these that is a language tag, as the attribute `lang` wants it; empty if none is."""
+    return next((one for one in candidates if isinstance(one, str) and LANGUAGE_TAG.fullmatch(one)), "")
+
+
 def question_in(reading: Sequence[ReadPart], question: str) -> tuple[tuple[ReadPart, ...], str]:
     """What is read before the question, and the question: the last text if it ends the prompt, else nothing."""
     if not reading:
@@ -62,12 +73,13 @@ def question_in(reading: Sequence[ReadPart], question: str) -> tuple[tuple[ReadP
 
 @dataclass(frozen=True, slots=True)
 class CandidateView:
-    """A candidate on the page."""
+    """A candidate on the page; of a structured answer the rationale, and in `told` the other values."""
 
     id: str
     text: str
     picked: bool
     tags: tuple[str, ...] = ()
+    told: FieldPairs = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +87,7 @@ class Card:
     """A prompt with its candidates. With `verdict_id`, that verdict is being changed.
 
     With `returned_id` a reviewer sent it back with the note `asked`. `reading`: what is read before the question, of a
-    prompt in parts; the `images` are in the order in which they are seen.
+    prompt in parts; the `images` are in the order in which they are seen. `language` is that of the texts, if known.
     """
 
     assignment_id: str
@@ -94,19 +106,21 @@ class Card:
     returned_id: str = ""
     asked: str = ""
     back_to: str = ""
+    assessment: Assessment | None = None
+    language: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Empty:
     """Why there is nothing to judge now, and what happens next.
 
-    `progress` is a share between 0 and 1, `links` are URLs and their texts.
+    `next` are sentences, `progress` is a share between 0 and 1, `links` are URLs and their texts.
     """
 
     kind: str
     title: str
     text: str
-    next: str
+    next: tuple[str, ...]
     progress: float | None = None
     links: tuple[tuple[str, str], ...] = ()
 
@@ -134,7 +148,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class JudgeView:
-    """The critic's page. `pairs` wait to be compared when it is opened."""
+    """The critic's page. `pairs` wait to be compared when it is opened. Reasons and tags come with their words."""
 
     slug: str
     project_name: str
@@ -143,9 +157,9 @@ class JudgeView:
     card: Card | None
     empty: Empty | None
     progress: Progress
-    skip_reasons: tuple[str, ...]
-    flag_reasons: tuple[str, ...]
-    tags: tuple[str, ...]
+    skip_reasons: tuple[tuple[str, str], ...]
+    flag_reasons: tuple[tuple[str, str], ...]
+    tags: tuple[tuple[str, str], ...]
     keys: tuple[KeyAction, ...]
     chosen_keys: Mapping[str, str]
     instructions: Instructions
@@ -202,6 +216,7 @@ class HistoryRow:
     lacks: tuple[str, ...]
     reason: str | None
     asked: str
+    fields: FieldPairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +230,7 @@ class HistoryView:
     kind: str
     kinds: tuple[tuple[str, str], ...]
     rows: tuple[HistoryRow, ...]
+    language: str
     next: str
     searched: int
     back: str
@@ -261,6 +277,7 @@ def card_of(
     prompt, candidates = claim.prompt, claim.candidates
     images = pictures_of(prompt["images"])
     reading, question = question_in(read_in_order(prompt["parts"], images), prompt["question"])
+    fields, body = answer_fields_of(settings), claim.body
     return Card(
         assignment_id=str(claim.assignment_id),
         prompt_id=prompt["id"],
@@ -270,9 +287,7 @@ def card_of(
         question=question,
         answer=prompt["answer"],
         candidates=tuple(
-            CandidateView(
-                one["id"], one["text"], one["id"] in picked, tuple(line.tags.get(one["id"], ())) if line else ()
-            )
+            candidate_view(one, fields, one["id"] in picked, line.tags.get(one["id"], ()) if line else ())
             for one in candidates
         ),
         rationale=(line.rationale or "") if line else "",
@@ -282,25 +297,49 @@ def card_of(
         judged_at=line.at if line else None,
         returned_id=returned["id"] if returned else "",
         asked=returned["note"] if returned else "",
+        assessment=assessment_of(body, fields, (line.fields if line else None) or body.get("fields")),
+        language=text_language(claim.language, settings.language),
     )
+
+
+def candidate_view(
+    one: Mapping[str, Any], fields: AnswerFields | None, is_picked: bool, tags: Sequence[str]
+) -> CandidateView:
+    """A candidate of a claim as the page shows it."""
+    text, values = show_answer(one["text"], fields)
+    return CandidateView(one["id"], text, is_picked, tuple(tags), told_fields(values, fields))
 
 
 def progress_of(glance: Glance, settings: ProjectSettings, revision_id: int) -> Progress:
     """Today's count, and the progress of the running round, of the next one where it may be seen, or of one's day."""
     fresh, running, pace = glance.fresh, glance.round, glance.pace
     every = settings.round_every
-    explanation = f"Newly accepted prompts since the last training round: {fresh}. " + (
-        f"The next one starts automatically at {every}." if settings.auto_rounds else "An admin starts the next one."
+    explanation = (
+        _(
+            "Newly accepted prompts since the last training round: %(fresh)s. "
+            "The next one starts automatically at %(every)s.",
+            fresh=fresh,
+            every=every,
+        )
+        if settings.auto_rounds
+        else _(
+            "Newly accepted prompts since the last training round: %(fresh)s. An admin starts the next one.",
+            fresh=fresh,
+        )
     )
     if fresh is None:
         value, top = float(min(pace.today, pace.target)) if pace.target else 0.0, float(pace.target or 1)
-        label = f"{pace.today} of {pace.target} verdicts today" if pace.target else f"Verdicts today: {pace.today}"
+        label = (
+            _("%(today)s of %(target)s verdicts today", today=pace.today, target=pace.target)
+            if pace.target
+            else _("Verdicts today: %(today)s", today=pace.today)
+        )
     else:
         value, top = float(min(fresh, every)), float(every)
-        label = f"{fresh} of {every} prompts to the next training round"
+        label = _("%(fresh)s of %(every)s prompts to the next training round", fresh=fresh, every=every)
     if running:
         value, top = float(running.progress.get("fraction") or 0.0), 1.0
-        label = f"Training round {running.number}: {round_words(running)}"
+        label = _("Training round %(number)s: %(state)s", number=running.number, state=round_words(running))
     return Progress(
         today=glance.pace.today,
         target=glance.pace.target,
@@ -308,8 +347,8 @@ def progress_of(glance: Glance, settings: ProjectSettings, revision_id: int) -> 
         fresh=fresh,
         round_every=every,
         round=label if running else "",
-        round_name=f"Training round {running.number}" if running else "",
-        version="" if glance.version is None else f"Version {glance.version}",
+        round_name=_("Training round %(number)s", number=running.number) if running else "",
+        version="" if glance.version is None else _("Version %(number)s", number=glance.version),
         revision=str(revision_id),
         explanation=explanation,
         line_value=value,
@@ -322,18 +361,23 @@ def progress_of(glance: Glance, settings: ProjectSettings, revision_id: int) -> 
 
 def credit_words(credit: Credit) -> str:
     """The effect of a critic's picks, in a sentence that claims only what was measured."""
-    unit = "ROUGE-L" if credit.metric == "rouge_l" else "nats of log-likelihood"
-    picks = "1 of your picks" if credit.picks == 1 else f"{credit.picks} of your picks"
-    gain = f"{credit.gain:+.{1 if credit.metric == 'rouge_l' else 3}f}".replace("-", "\u2212")
-    outcome = outcome_words(credit.outcome, credit.n)
-    return f"{picks} went into training round {credit.round}: {outcome}, {gain} {unit}"
+    gain = signed(credit.gain, 1 if credit.metric == "rouge_l" else 3)
+    gained = f"{gain} ROUGE-L" if credit.metric == "rouge_l" else _("%(gain)s nats of log-likelihood", gain=gain)
+    return ngettext(
+        "%(num)s of your picks went into training round %(round)s: %(outcome)s, %(gain)s",
+        "%(num)s of your picks went into training round %(round)s: %(outcome)s, %(gain)s",
+        credit.picks,
+        round=credit.round,
+        outcome=outcome_words(credit.outcome, credit.n),
+        gain=gained,
+    )
 
 
 def version_words(credit: Credit) -> str:
     """The outcome of a round's version, in a few words."""
     if credit.version is None:
-        return "no version was kept"
-    return "active now" if credit.active else f"version {credit.version}"
+        return _("no version was kept")
+    return _("active now") if credit.active else _("version %(number)s", number=credit.version)
 
 
 def day_view(project: Project, day: CriticDay) -> DayView:

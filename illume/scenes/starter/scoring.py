@@ -14,7 +14,8 @@ from PIL import Image
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from illume.model.loading import check_weights, read_config
+from illume.model.folder import check_weights
+from illume.model.loading import read_config
 from illume.prompts_file import load_prompts
 from illume.records import Example
 from illume.scenes.faithfulness import is_faithful

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTraine
 
 from illume.figure import Line, Panel, draw
 from illume.files import replace_file
-from illume.model.loading import pick_device
+from illume.model.machine import pick_device
 from illume.scenes.emoji import find_emoji, load_sprites
 from illume.scenes.starter.architecture import IMAGE_TOKENS, build_model, build_processor, build_tokenizer, save_starter
 from illume.scenes.starter.curriculum import (

@@ -45,6 +45,7 @@ from app.services.quality import gold, reviews
 from app.services.rounds import comparisons, rounds, snapshots
 from tests import factories
 from tests.app.services.feedback import judge
+from tests.engines import make_engine
 from tests.judging import SessionPool
 
 
@@ -146,6 +147,7 @@ def known(session: Session, project: Project, asker: User) -> dict[str, str]:
     delivery = factories.add(
         session, WebhookDelivery(webhook_id=hook.id, event="verdict", payload={}, state=DeliveryState.failed)
     )
+    engine = make_engine(session)
     session.commit()
     return {
         **others,
@@ -164,6 +166,7 @@ def known(session: Session, project: Project, asker: User) -> dict[str, str]:
         "critic_id": str(critic.user_id),
         "token_id": str(session.scalars(select(Token.id).where(Token.id == token.id)).one()),
         "webhook_id": str(hook.id),
+        "engine_id": str(engine.id),
         "candidate": str(session.scalars(select(Candidate.id)).first()),
         "erasure_id": str(factories.add(session, Erasure(kind="image", subject="0" * 64)).id),
     }

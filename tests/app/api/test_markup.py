@@ -52,8 +52,10 @@ OURS = columns(
     count_deltas="what",
     counts="what",
     device_claims="device purpose worker",
+    engines="adapters_path revision sealed_key",
     erasures="subject",
     evaluations="prompts_hash settings_hash",
+    identities="issuer subject",
     idempotency_keys="key request_hash",
     images="media_type sha256",
     imported_rows="key",
@@ -76,7 +78,7 @@ OURS = columns(
     webhooks="feed_xid salt",
     workers="queues",
 )
-"""The columns of text that nobody but Illume fills."""
+"""Columns of text that no page shows: what Illume fills, providers of identities send, or admins say of servers."""
 UNSEEN = columns(candidate_sets="answer", reviews="note")
 """What others wrote that these pages show in other states only."""
 
@@ -215,5 +217,5 @@ class TestSent:
                 asked.clear()
                 walker.send(call, place, ADDRESS, **parts)
                 resolving |= {f"{call.method} {call.path}"} if any("fetched" in host for host in asked) else set()
-        # Whoever adds a webhook is told at once that its address is wrong; nothing is sent there.
-        assert resolving - {"POST /api/v1/webhooks"} == {"POST /admin/projects/{slug}/webhooks"}
+        # Whoever adds a webhook or a model server is told at once that its address is wrong; nothing is sent there.
+        assert resolving - {"POST /api/v1/engines", "POST /api/v1/webhooks"} == {"POST /admin/projects/{slug}/webhooks"}

@@ -92,7 +92,14 @@ ODD_HEADERS = {
     "x-forwarded-for": ("\xff", "[", "1.2.3.4, "),
 }
 JSON_TYPE = [(b"content-type", b"application/json")]
-PAGE_PARAMETERS = {"number": "1", "check_id": "1", "kind": "project", "change": "cancel", "token": "x" * 43}
+PAGE_PARAMETERS = {
+    "number": "1",
+    "check_id": "1",
+    "kind": "project",
+    "change": "cancel",
+    "token": "x" * 43,
+    "provider": "x",
+}
 PARTS = 16
 """Into which the long walk is cut: a transaction holds so many savepoints."""
 FILES = {"file", "images"}

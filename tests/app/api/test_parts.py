@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from app.models import Project, Prompt, SnapshotItemRole
+from app.services.candidates.batches import make_example
 from app.services.candidates.candidates import load_prompt_data
 from app.services.erasure.tombstones import tombstone_prompts
 from app.services.rounds.row_files import parse_row, row_json
@@ -17,7 +18,6 @@ from app.services.rounds.training_set import SnapshotRow
 from illume.parts import parts_data
 from tests import factories
 from tests.app.api.conftest import As
-from worker.filling import make_example
 
 
 def text(words: str) -> dict[str, Any]:
@@ -195,6 +195,14 @@ class TestWhatBecomesOfThem:
         assert (example.parts, example.question) == (data.parts, "First:\nthen <image>:\nWhich?")
         short = load_prompt_data(session, factories.make_prompt(session, project).id)
         assert "parts" not in row_json(replace(row, prompt=short))
+
+    @pytest.mark.parametrize(("named", "language"), [({}, "de"), ({"language": "fr"}, "fr")])
+    def test_the_model_gets_their_language(
+        self, session: Session, project: Project, named: dict[str, Any], language: str
+    ) -> None:
+        data = load_prompt_data(session, factories.make_prompt(session, project, extra=named).id)
+        assert make_example(data, language="de").language == language
+        assert make_example(data).language == named.get("language")
 
     def test_erasing_leaves_nothing_of_them(
         self, session: Session, admin: TestClient, project: Project, interleaved: list[dict[str, Any]]

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from app.models import AuditEvent, BaseCheck, Project, Role, Scope
 from app.services.kernel.actors import SYSTEM
 from app.services.projects import base_models, pauses, projects
-from app.services.projects.base_models import NOT_LISTED
+from app.services.projects.base_models import NOT_A_COMMIT, NOT_LISTED
 from app.services.projects.projects import ProjectSettings
 from app.services.rounds import base_checks
 from app.settings import get_settings
@@ -111,6 +111,18 @@ class TestProjects:
                 said.add(answer.json()["detail"])
             assert admin.post("/api/v1/projects", json={"slug": "ok", "base_model": str(folder)}).status_code == 422
         assert said == {NOT_LISTED}
+
+    def test_a_revision_is_a_whole_commit(self, admin: TestClient, session: Session, project: Project) -> None:
+        url = f"/api/v1/projects/{project.slug}"
+        for revision in ("main", "v1.0", "5fbcdcd", "A" * 40, "a" * 41, ""):
+            answer = admin.patch(url, json={"base_model": f"some/model@{revision}"})
+            assert (answer.status_code, answer.json()["detail"]) == (422, NOT_A_COMMIT)
+        pinned = f"some/model@{'5fbcdcd0' * 5}"
+        assert admin.patch(url, json={"base_model": pinned}).status_code == 409
+        [asked] = session.scalars(select(BaseCheck))
+        assert asked.base_model == pinned
+        base_checks.finish(session, asked.id, good=True, detail="a model")
+        assert admin.patch(url, json={"base_model": pinned}).json()["base_model"] == pinned
 
     def test_a_folder_of_the_data_directory_and_the_command_line(self, session: Session, listed: Path) -> None:
         made = projects.create_project(session, SYSTEM, slug="x", name="x", settings={"base_model": "/any/folder"})

@@ -12,9 +12,11 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from app.models import Project, PromptState, Role, Split
+from app.processes.connect import forget_settings
+from app.processes.embedded import free_port
 from app.services.kernel import isolated
 from app.services.kernel.actors import SYSTEM
-from app.services.kernel.store import get_store
+from app.services.kernel.store import AWAY, get_store
 from app.services.kernel.text_rules import MAX_JSON_BYTES
 from app.services.prompts import images, prompts
 from app.services.prompts.decoding import EncodedImage, decode
@@ -167,6 +169,23 @@ class TestImages:
         answer = admin.get(f"/api/v1/images/{image.sha256}", params={"width": 96})
         assert (answer.status_code, answer.content) == (200, whole[:40])
         assert answer.headers["etag"] == f'"{image.sha256}"'
+
+    def test_while_the_store_is_away(self, admin: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = factories.image_bytes(size=(200, 100))
+        url = upload(admin, data)["url"]
+        with monkeypatch.context() as away:
+            away.setenv("ILLUME_STORE_URL", f"ftp://127.0.0.1:{free_port()}/store")
+            forget_settings()
+            answers = [
+                admin.post("/api/v1/images", files={"file": ("x.png", data)}),
+                admin.get(url),
+                admin.get(url, params={"width": 96}),
+            ]
+        forget_settings()
+        assert {(one.status_code, one.headers["retry-after"], one.json()["detail"]) for one in answers} == {
+            (503, "5", str(AWAY))
+        }
+        assert admin.get(url).status_code == 200
 
     def test_an_unknown_one(self, admin: TestClient) -> None:
         assert admin.get("/api/v1/images/" + "0" * 64).status_code == 404

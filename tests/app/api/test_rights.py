@@ -22,15 +22,18 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from app.api.schemas import Out, ProjectOut, PromptOut, RoundOut
+from app.api.schemas import Out, PolicyOut, ProjectOut, PromptOut, RoundOut
 from app.http.dependencies import SESSION_COOKIE
 from app.http.gate import SMALL_BODY
 from app.main import create_app
 from app.models import (
+    Assignment,
     AssignmentState,
     Candidate,
     CandidateSet,
     Import,
+    Policy,
+    PolicyVersion,
     Project,
     Prompt,
     PromptImage,
@@ -69,9 +72,18 @@ CALLS = [
 REFERENCE, METADATA, OTHERS_WORDS = "a secret reference", "a secret remark", "what another critic wrote"
 OTHER_CRITIC, OTHERS_NAME = "another-critic@example.org", "Ottilie Other"
 SEED, LOGPROB = 918273645, -0.123456789
+BLIND = "/api/v1/assignments/{assignment_id}/fields"
+PRACTISED = "/api/v1/projects/{slug}/practice/{gold_id}/fields"
+# Calls about structured answers, with what is named otherwise in their paths.
+STRUCTURED: Mapping[str, Mapping[str, str]] = {
+    BLIND: {"assignment_id": "blind_id"},
+    PRACTISED: {"slug": "structured_slug", "gold_id": "structured_gold_id"},
+}
 BODIES: Mapping[tuple[str, str], Any] = {
     ("POST", "/api/v1/assignments/{assignment_id}/verdict"): {"kind": "none_fit"},
     ("PUT", "/api/v1/verdicts/{verdict_id}"): {"kind": "none_fit"},
+    ("POST", BLIND): {"fields": {"rating": "Unsafe", "category": factories.CATEGORIES[0]}},
+    ("POST", PRACTISED): {"fields": {"rating": "Unsafe", "category": factories.CATEGORIES[0]}},
     ("POST", "/api/v1/projects/{slug}/practice/{gold_id}"): {"picks": []},
 }
 SECRETS = (REFERENCE, METADATA, OTHERS_WORDS, OTHER_CRITIC, OTHERS_NAME, str(SEED), str(LOGPROB), "temperature")
@@ -125,6 +137,9 @@ def make_world(session: Session) -> World:
     token, _ = users.create_token(session, SYSTEM, user_id=other.id, scope=Scope.read)
     claim = factories.make_assignment(session, factories.make_candidate_set(session, project), me)
     factories.make_candidate_set(session, project)  # to be claimed
+    blind = blind_claim(session, critic)
+    structured = session.get_one(Project, blind.project_id)
+    factories.make_policy(session, project)
     made = factories.add(session, Import(project_id=project.id, filename="x.jsonl", file_key="0" * 64))
     set_secrets(session, project)
     return World(
@@ -138,6 +153,9 @@ def make_world(session: Session) -> World:
             "prompt_id": str(given.prompt_id),
             "import_id": str(made.id),
             "assignment_id": str(claim.id),
+            "blind_id": str(blind.id),
+            "structured_slug": structured.slug,
+            "structured_gold_id": structured_practice(session, structured),
             "verdict_id": str(given.id),
             "review_id": str(session.scalars(select(Review.id)).first()),
             "round_id": str(started.id),
@@ -149,8 +167,35 @@ def make_world(session: Session) -> World:
             "webhook_id": str(hook.id),
             "delivery_id": "1",
             "erasure_id": "1",
+            "engine_id": "1",
         },
     )
+
+
+def blind_claim(session: Session, critic: User) -> Assignment:
+    """A claim in a project of structured answers, before its candidates are shown."""
+    project, policy = factories.structured_project(session, round_every=1000, practice_prompts=1)
+    factories.make_member(session, project, user=critic)
+    gold: dict[str, str | None] = {"rating": "Safe", "category": "NA"}
+    prompt = factories.make_prompt(session, project, policy=policy, answer=None, fields=gold)
+    offered = factories.make_candidate_set(session, project, prompt=prompt, texts=[factories.answer("a cat")])
+    set_secrets(session, project)
+    claim = factories.make_assignment(session, offered, factories.actor_of(critic))
+    claim.is_blind = True
+    session.flush()
+    return claim
+
+
+def structured_practice(session: Session, project: Project) -> str:
+    """A practice prompt in the project of structured answers, whose picture nobody has rated."""
+    [policy] = session.scalars(select(PolicyVersion).join(Policy).where(Policy.project_id == project.id))
+    right: dict[str, str | None] = {"rating": "Safe", "category": "NA"}
+    prompt = factories.make_prompt(session, project, policy=policy, answer=None, fields=right)
+    fits = [gold.GoldCandidate(text="it fits", fits=True)]
+    item = gold.GoldIn(prompt=str(prompt.id), candidates=fits, practice=True)
+    made = gold.add_gold(session, SYSTEM, project, item)
+    set_secrets(session, project)
+    return str(made["id"])
 
 
 def hidden_gold(session: Session, project: Project, critic: User) -> Verdict:
@@ -188,7 +233,8 @@ def fields_in(value: Any, path: str = "") -> Iterator[str]:
 
 def send(client: TestClient, world: World, method: str, path: str, call: Mapping[str, Any]) -> Response:
     """One call with the objects of the world, and the example of its body."""
-    url = re.sub(r"{(\w+)}", lambda found: world.named[found.group(1)], path)
+    named = {**world.named, **{name: world.named[other] for name, other in STRUCTURED.get(path, {}).items()}}
+    url = re.sub(r"{(\w+)}", lambda found: named[found.group(1)], path)
     params = {"critic": "me"} if any(one["name"] == "critic" for one in call.get("parameters", ())) else {}
     content = call.get("requestBody", {}).get("content", {})
     if "multipart/form-data" in content:
@@ -231,6 +277,22 @@ CLAIM = """
     prompt.question prompt.answer prompt.images.sha256 prompt.images.url prompt.images.width prompt.images.height
     prompt.parts.type prompt.parts.text prompt.parts.sha256
 """
+POLICY = """
+    policy.id policy.name policy.number policy.text policy.preamble policy.categories.name policy.categories.status
+    policy.categories.text
+"""
+REVEALED = f"""
+    {CLAIM} candidates.fields.rating candidates.fields.category candidates.fields.rationale fields.rating
+    fields.category warnings {POLICY}
+"""
+PRACTICE = """
+    item.id item.question item.answer item.left item.candidates.id item.candidates.text item.images.sha256
+    item.images.url item.images.width item.images.height item.parts.type item.parts.text item.parts.sha256
+"""
+ANSWER_FIELDS = " ".join(
+    f"answer_fields.{name}"
+    for name in ["name", "kind", "role", "choices", "ordinal", "positive", "none", "required", "description"]
+)
 VERDICT = """
     schema_version id prompt candidate_set assignment critic kind state picks tags reason rationale edited_from comment
     seconds exhaustive shown supersedes current deleted snapshots created_at
@@ -261,6 +323,7 @@ SHOWN_TO_CRITICS: Mapping[tuple[str, str], str] = {
     ("POST", "/projects/{slug}/assignments"): CLAIM,
     ("GET", "/assignments/{assignment_id}"): CLAIM,
     ("POST", "/assignments/{assignment_id}/heartbeat"): CLAIM,
+    ("POST", "/assignments/{assignment_id}/fields"): REVEALED,
     ("POST", "/assignments/{assignment_id}/release"): "",
     ("POST", "/assignments/{assignment_id}/verdict"): VERDICT,
     ("GET", "/verdicts/{verdict_id}"): VERDICT,
@@ -268,16 +331,22 @@ SHOWN_TO_CRITICS: Mapping[tuple[str, str], str] = {
     ("GET", "/projects/{slug}/verdicts"): listed(VERDICT),
     ("POST", "/images"): "sha256 url width height media_type size changes",
     ("GET", "/images/{sha256}"): "",
-    ("GET", "/projects"): listed(PROJECT),
+    ("GET", "/projects"): listed(f"{PROJECT} {ANSWER_FIELDS}"),
     ("GET", "/projects/{slug}"): PROJECT,
     ("GET", "/projects/{slug}/stats"): STATS,
     ("GET", "/projects/{slug}/prompts"): listed(f"{PROMPT} {IMAGES} {PARTS}"),
     ("GET", "/prompts/{prompt_id}"): f"{PROMPT} {IMAGES} {PARTS}",
-    ("GET", "/projects/{slug}/practice"): """
-        item.id item.question item.answer item.left item.candidates.id item.candidates.text item.images.sha256
-        item.images.url item.images.width item.images.height item.parts.type item.parts.text item.parts.sha256
+    ("GET", "/projects/{slug}/policies"): listed(
+        f"{fields_of(AnswerShape.policy)} categories.name categories.status categories.texts.default"
+        " categories.texts.allowed categories.texts.strict"
+    ),
+    ("GET", "/projects/{slug}/practice"): PRACTICE,
+    ("POST", "/projects/{slug}/practice/{gold_id}/fields"): f"""
+        {PRACTICE} item.fields.rating item.fields.category {POLICY.replace(" policy.", " item.policy.")}
     """,
-    ("POST", "/projects/{slug}/practice/{gold_id}"): "score known.* picked wrong explanation left",
+    ("POST", "/projects/{slug}/practice/{gold_id}"): """
+        score known.* picked wrong explanation left fields gold wrong_fields
+    """,
     ("GET", "/projects/{slug}/returned"): listed("id verdict assignment note prompt question created_at"),
     ("POST", "/returned/{returned_id}/stand"): "",
     ("GET", "/projects/{slug}/rounds"): listed(f"{ROUND} progress.fraction"),
@@ -309,9 +378,12 @@ class TestCritics:
 
 
 ROLES = (*RIGHTS, None)
+# What answers have only where a project has `answer_fields`.
+OF_STRUCTURED = {AnswerShape.stats: {"answers"}, AnswerShape.record: {"policy", "gold", "fields", "blind"}}
 # Every other call that only reads, by the right that it needs; None: to administer the installation.
 READ_WITH: Mapping[str, Right | None] = {
     **dict.fromkeys(("/versions/{version_id}", "/projects/{slug}/versions"), Right.sees_model),
+    "/projects/{slug}/machine-critic": Right.sees_model,
     **dict.fromkeys(
         (
             "/projects/{slug}/rounds/preview",
@@ -332,7 +404,7 @@ READ_WITH: Mapping[str, Right | None] = {
     "/webhooks/{webhook_id}": Right.administers,
     "/webhooks/{webhook_id}/deliveries": Right.administers,
     **dict.fromkeys(("/users", "/users/{user_id}", "/users/{user_id}/tokens"), None),
-    **dict.fromkeys(("/webhooks", "/erasures", "/erasures/{erasure_id}"), None),
+    **dict.fromkeys(("/webhooks", "/erasures", "/erasures/{erasure_id}", "/engines", "/engines/{engine_id}"), None),
 }
 JUDGES_READ = ("/practice", "/returned", "/pairs/next", "/pairs/last")
 OF_NOBODY = ("/api/v1/projects", "/api/v1/users/me")
@@ -383,9 +455,10 @@ class TestRoles:
                 AnswerShape.record: record,
             }
         for shape, body in answers.items():
-            assert set(body) == {name for name in FIELDS[shape] if "." not in name}, shape
+            names = {name for name in FIELDS[shape] if "." not in name} - OF_STRUCTURED.get(shape, set())
+            assert set(body) == names, shape
         assert set(stats["counts"]) == within(AnswerShape.stats, "counts")
-        assert set(record["candidates"][0]) == within(AnswerShape.record, "candidates")
+        assert set(record["candidates"][0]) == within(AnswerShape.record, "candidates") - {"fields", "invalid"}
         assert prompt["references"] == [REFERENCE]
         assert record["candidates"][0]["seed"] == str(SEED)
 
@@ -518,6 +591,8 @@ PAGES_WITH: Mapping[str, Right | None] = {
     f"{ADMIN}/prompts/matches": Right.reviews,
     **dict.fromkeys((f"{ADMIN}/prompts/{{prompt_id}}/gold", f"{ADMIN}/rounds/{{number}}/snapshot"), Right.reviews),
     **dict.fromkeys((f"{ADMIN}/settings", f"{ADMIN}/webhooks"), Right.administers),
+    **dict.fromkeys((f"{ADMIN}/policies/new", f"{ADMIN}/policies/{{version_id}}/edit"), Right.administers),
+    "/admin/engines": None,
     **dict.fromkeys(("/admin/audit", "/admin/base-checks/{check_id}", "/admin/erase/{kind}/{subject}"), None),
     **dict.fromkeys(("/admin/erasures", "/admin/new-project", "/admin/new-project/preview"), None),
     "/admin/new-project/slug": None,
@@ -755,7 +830,12 @@ class TestTable:
 
     @pytest.mark.parametrize(
         ("shape", "model"),
-        [(AnswerShape.project, ProjectOut), (AnswerShape.prompt, PromptOut), (AnswerShape.round, RoundOut)],
+        [
+            (AnswerShape.policy, PolicyOut),
+            (AnswerShape.project, ProjectOut),
+            (AnswerShape.prompt, PromptOut),
+            (AnswerShape.round, RoundOut),
+        ],
     )
     def test_every_field_of_a_model_is_decided_on(self, shape: AnswerShape, model: type[Out]) -> None:
         assert set(model.model_fields) == {name for name in FIELDS[shape] if "." not in name}

@@ -232,26 +232,23 @@ class TestDemo:
     def test_told_to_stop_it_stops_everything(self, demo: Demo) -> None:
         family = demo.family()
         assert len(family) >= 6
-        assert_stopped(demo, signal.SIGTERM)
+        assert_stopped(demo, signal.SIGINT)
         assert not any(process.is_running() for process in family)
 
 
 class TestDemoEnds:
-    def test_killed_it_leaves_nothing_and_starts_again_with_its_accounts(self, place: Path, starter: Path) -> None:
+    def test_killed_it_leaves_nothing_and_starts_again_with_its_accounts_and_services(
+        self, place: Path, starter: Path
+    ) -> None:
+        killed = start_demo(place / "killed", starter)
+        left, before = killed.family(), (killed.folder / "demo-accounts.json").read_text()
+        killed.stop(signal.SIGKILL)
         demo = start_demo(place / "killed", starter)
-        family, before = demo.family(), (demo.folder / "demo-accounts.json").read_text()
-        demo.stop(signal.SIGKILL)
-        again = start_demo(place / "killed", starter)
         try:
-            _, alive = psutil.wait_procs(family, timeout=60)
+            _, alive = psutil.wait_procs(left, timeout=60)
             assert not alive
-            assert (again.folder / "demo-accounts.json").read_text() == before
-        finally:
-            assert_stopped(again, signal.SIGINT)
-
-    def test_its_database_and_broker_come_back(self, place: Path, starter: Path) -> None:
-        demo = start_demo(place / "lost", starter)
-        try:
+            assert (demo.folder / "demo-accounts.json").read_text() == before
+            # Its database and broker come back where they are killed alone.
             for name in ("postgres", "redis-server"):
                 next(child for child in demo.family() if child.name().startswith(name)).kill()
             output = demo.process.stdout
@@ -411,6 +408,10 @@ class TestRefusals:
         done = run("serve", "--port", str(free_port()), ILLUME_DATABASE_URL=none, ILLUME_REDIS_URL=redis_url)
         assert "illume db upgrade" in refused(done, 1)
 
+    def test_a_store_that_can_be_nowhere(self, run: Run) -> None:
+        done = run("serve", "--port", str(free_port()), ILLUME_STORE_URL="nonsense://me:secret@host/store")
+        assert "ILLUME_STORE_URL=nonsense://host/store: Protocol not known: nonsense." in refused(done, 2)
+
     def test_words_nobody_knows(self, run: Run) -> None:
         assert run("dance").returncode == 2
         assert run("user", "add", "x@example.org", "--role", "king").returncode == 2
@@ -490,6 +491,20 @@ class TestPeople:
         with committed_db.sessions() as session:
             user = sessions.check_password(session, "bo@example.org", "a good long password", address="127.0.0.1")
             assert user.role == "admin"
+
+    def test_without_passwords_the_first_admin_is_added_for_a_provider(
+        self, run: Run, committed_db: CommittedDatabase
+    ) -> None:
+        done = run("user", "add", "di@example.org", "--role", "admin", ILLUME_PASSWORDS="false")
+        assert done.stdout == (
+            "Added di@example.org as admin.\nThey sign in with a provider that confirms this address.\n"
+        )
+        from app.services.accounts import users
+
+        with committed_db.sessions() as session:
+            user = users.find_user(session, "di@example.org")
+            assert user is not None
+            assert user.password_hash is None
 
     def test_a_token_is_printed_and_works(self, run: Run, committed_db: CommittedDatabase) -> None:
         from app.services.accounts import users
@@ -583,8 +598,70 @@ class TestDoctor:
         done = run("doctor", "--skip-model")
         assert done.returncode == 0, done.stdout
         checked = [line[9:].split(":")[0] for line in done.stdout.splitlines()]
-        expected = ["data directory", "database", "migrations", "connections", "broker", "public URL", "web process"]
-        assert checked == expected
+        services = ["database", "migrations", "connections", "broker"]
+        assert checked == ["data directory", "store", *services, "public URL", "web process"]
+
+    @pytest.mark.parametrize(
+        ("free", "is_enough", "ok", "said"),
+        [
+            (9e9, True, True, "fits sampling and training rounds"),
+            (7e9, False, True, "fits sampling and training rounds of projects with the setting 'Save memory'"),
+            (6e9, False, False, "fits sampling"),
+            (6e9, True, True, "fits sampling"),
+            (1e9, False, False, "too large"),
+        ],
+    )
+    def test_it_says_where_a_model_fits(self, free: float, is_enough: bool, ok: bool, said: str) -> None:
+        device = {"name": "cuda:0", "free": free}
+        needs = {
+            "sampling": 5e9,
+            "round": 8e9,
+            "round_checkpointed": 6.5e9,
+            "dtype": "bfloat16",
+            "quantization": "none",
+        }
+        found = doctor.device_finding(device, needs, is_enough=is_enough)
+        assert found.ok is ok
+        assert found.detail.endswith(f": {said}")
+        assert ("8.0 GB" in found.remedy) is not ok
+
+    def test_it_names_the_setting_of_models_that_this_machine_cannot_meet(self) -> None:
+        found = doctor.check_machine(Settings(device="cpu", attn_implementation="flash_attention_2"))
+        assert not found.ok
+        assert found.detail == (
+            "ILLUME_ATTN_IMPLEMENTATION=flash_attention_2: flash_attention_2 needs a CUDA device, and this is cpu"
+        )
+        assert found.remedy.startswith("Unset ILLUME_ATTN_IMPLEMENTATION")
+
+    def test_it_names_what_is_wrong_with_a_configuration_of_several_cards(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "accelerate.yaml"
+        path.write_text("distributed_type: MULTI_GPU\nnum_processes: 4\n")
+        said = {"device": "cuda", "dtype": "bfloat16", "cards": 2}
+        monkeypatch.setattr(doctor, "ask", lambda module, words: said)
+        found = doctor.check_machine(Settings(accelerate_config=str(path)))
+        assert not found.ok
+        assert found.detail == f"{path}: num_processes is 4, and this machine has only 2 graphics cards"
+        said["cards"] = 4
+        assert doctor.check_machine(Settings(accelerate_config=str(path))).ok
+
+    def test_a_store_that_is_away_is_named_with_the_reason(self, tmp_path: Path) -> None:
+        found = doctor.check_store(Settings(store_url=f"ftp://me:secret@127.0.0.1:{free_port()}/store"))
+        assert (found.ok, "ILLUME_STORE_URL" in found.remedy) == (False, True)
+        assert "refused" in found.detail
+        assert "secret" not in found.detail
+        found = doctor.check_store(Settings(store_url="nonsense://host/store"))
+        assert (found.ok, found.detail) == (
+            False,
+            "ILLUME_STORE_URL=nonsense://host/store: Protocol not known: nonsense",
+        )
+        here = Settings(store_url=str(tmp_path / "store"))
+        assert doctor.check_store(here) == doctor.Finding("store", True, str(tmp_path / "store"))
+        assert list(tmp_path.iterdir()) == []
+        (tmp_path / "store").mkdir()
+        assert doctor.check_store(here).ok
+        assert list(tmp_path.rglob("*")) == [tmp_path / "store"]
 
     def test_it_shows_the_public_url(self) -> None:
         url = "https://illume.example.org"

@@ -9,6 +9,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from app.db import engine as engine_module
+from app.db.sessions import session_scope
+from app.services.kernel.store import StoreAway
 from tests.conftest import CommittedDatabase
 
 ALIVE = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'illume' AND datname = :name"
@@ -50,3 +52,18 @@ def test_a_connection_lost_in_use_fails_once(committed_db: CommittedDatabase) ->
             assert connection.scalar(text("SELECT 1")) == 1
     finally:
         engine.dispose()
+
+
+def test_an_error_stays_what_it_was_where_postgresql_has_ended_the_connection(committed_db: CommittedDatabase) -> None:
+    def ask_too_long() -> None:
+        with session_scope() as session:
+            pid = session.scalar(text("SELECT pg_backend_pid()"))
+            with committed_db.engine.connect() as other:
+                other.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+            raise StoreAway(OSError("silent"))
+
+    with pytest.raises(StoreAway) as raised:
+        ask_too_long()
+    assert raised.value.reason == "silent"
+    with session_scope() as session:
+        assert session.scalar(text("SELECT 1")) == 1

@@ -77,7 +77,14 @@ def port(application: Streams) -> Iterator[int]:
         probe.bind(("127.0.0.1", 0))
         number: int = probe.getsockname()[1]
     config = uvicorn.Config(
-        application, port=number, http=Impatient, ws="none", lifespan="off", log_level="critical", timeout_keep_alive=60
+        application,
+        port=number,
+        http=Impatient,
+        ws="none",
+        lifespan="off",
+        log_config=None,  # as in tests/serving.py
+        log_level="critical",
+        timeout_keep_alive=60,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from app.models import Image, Project, Prompt, PromptState, Round, Snapshot, Split
+from app.models import (
+    CandidateSet,
+    Image,
+    MachineAccept,
+    Project,
+    Prompt,
+    PromptState,
+    Round,
+    Snapshot,
+    Split,
+    VersionKind,
+)
 from app.services.acceptance import rules
 from app.services.acceptance.positions import current_position
 from app.services.acceptance.rules import Moment
@@ -45,6 +56,15 @@ def judge(
     return prompt
 
 
+def accept_by_machine(session: Session, project: Project) -> CandidateSet:
+    """A set whose first candidate only a machine has accepted."""
+    version = factories.make_version(session, project, number=1 + session.query(MachineAccept).count())
+    version.kind = VersionKind.critic
+    offered = factories.make_candidate_set(session, project)
+    factories.make_machine_accept(session, project, offered, version.id)
+    return offered
+
+
 def prepare(session: Session, started: Round) -> Snapshot:
     """Make the snapshot of a round that was started, as a worker would."""
     claim = lease.claim_round(session, worker="preparer", prepared=False)
@@ -72,6 +92,7 @@ class Rows:
     val: tuple[SnapshotRow, ...]
     heldout: tuple[SnapshotRow, ...]
     rejections: tuple[SnapshotRow, ...] = ()
+    machine: tuple[SnapshotRow, ...] = ()
     pairs: int = 0
 
 
@@ -86,7 +107,7 @@ def choose_rows(session: Session, project: Project, *, seed: int = 1, at: Moment
         rows = parse_rows(file)
     by_role = {role: tuple(row for row in rows if row.role == role) for role in written.n_of}
     assert {role: len(found) for role, found in by_role.items()} == written.n_of
-    rationales, guards, val, heldout, rejections = (
-        by_role.get(role, ()) for role in ("rationale", "guard", "val", "heldout", "rejection")
+    rationales, guards, val, heldout, rejections, machine = (
+        by_role.get(role, ()) for role in ("rationale", "guard", "val", "heldout", "rejection", "machine")
     )
-    return Rows(written.metric, rationales, guards, val, heldout, rejections, pairs=written.pairs)
+    return Rows(written.metric, rationales, guards, val, heldout, rejections, machine, pairs=written.pairs)

@@ -18,17 +18,27 @@ NASTY = (
 )
 
 
-def make_judged(session: Session, *, prompts: int = 4, critics: int = 1) -> tuple[Project, list[Actor]]:
+def make_judged(
+    session: Session, *, prompts: int = 4, critics: int = 1, ordered: bool = False
+) -> tuple[Project, list[Actor]]:
     """A project whose prompts are judged by all critics: in turns they pick one, two, none, or write their own.
 
-    Candidates are difficult texts; each prompt has an image of its own, the last one has two.
+    Candidates are difficult texts; each prompt has an image of its own, the last one has two. `ordered` prompts have
+    two in parts, between texts.
     """
     project = factories.make_project(session, round_every=1000, overlap=critics)
     people = [factories.make_critic(session, project) for _ in range(critics)]
     for number in range(prompts):
-        images = [factories.make_image(session) for _ in range(2 if number == prompts - 1 else 1)]
+        images = [factories.make_image(session) for _ in range(2 if ordered or number == prompts - 1 else 1)]
+        first, *others = [{"type": "image", "sha256": one.sha256} for one in images]
+        lead, ask = {"type": "text", "text": "First:"}, {"type": "text", "text": "Which is red?"}
         prompt = factories.make_prompt(
-            session, project, images=images, external_id=f"p{number}", question=NASTY[number % len(NASTY)]
+            session,
+            project,
+            images=images,
+            external_id=f"p{number}",
+            question="First: Which is red?" if ordered else NASTY[number % len(NASTY)],
+            parts=[lead, first, ask, *others] if ordered else None,
         )
         offered = factories.make_candidate_set(session, project, prompt=prompt, texts=NASTY[:4], slots=critics)
         ids = [one.id for one in factories.candidates_of(session, offered)]

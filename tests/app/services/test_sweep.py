@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from app import queue
 from app.db.sessions import database_now, session_scope
 from app.models import (
+    Assignment,
     AssignmentState,
     IdempotencyKey,
     Import,
@@ -19,7 +20,10 @@ from app.models import (
     Round,
     RoundState,
     Split,
+    StoreRemoval,
 )
+from app.processes.connect import forget_settings
+from app.processes.embedded import free_port
 from app.services import sweep
 from app.services.rounds import rounds
 from tests import factories
@@ -75,6 +79,35 @@ class TestSweep:
 
 
 class TestRun:
+    def test_a_store_that_is_away_holds_nothing_else_up(
+        self, committed_db: CommittedDatabase, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with committed_db.sessions() as session:
+            project = factories.make_project(session, round_every=1)
+            critic = factories.make_critic(session, project)
+            judge(session, project, critic)
+            late = factories.make_assignment(
+                session, factories.make_candidate_set(session, project), critic, minutes_left=-1
+            )
+            factories.add(session, StoreRemoval(key="0" * 64))
+            session.commit()
+        monkeypatch.setenv("ILLUME_STORE_URL", f"ftp://127.0.0.1:{free_port()}/store")
+        forget_settings()
+        sent: list[tuple[object, ...]] = []
+        monkeypatch.setattr(queue, "send_now", lambda *message, until=None: sent.append(message))
+        sweep.run()
+        with session_scope() as session:
+            assert session.get_one(Assignment, late.id).state is AssignmentState.lapsed
+            [due] = session.scalars(select(Round.id).where(Round.project_id == project.id))
+            assert (queue.PREPARE_ROUND, due) in sent
+            assert session.scalars(select(StoreRemoval.key)).all() == ["0" * 64]
+        assert "files of the store are removed later" in caplog.text
+        monkeypatch.delenv("ILLUME_STORE_URL")
+        forget_settings()
+        sweep.run()
+        with session_scope() as session:
+            assert session.scalars(select(StoreRemoval.key)).all() == []
+
     def test_starts_rounds_that_are_due_and_sends(
         self, committed_db: CommittedDatabase, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -22,7 +22,8 @@ from illume.client import connection as connections
 from illume.client import project as projects
 from illume.client.errors import Refused, RoundFailed, Unreachable
 from illume.client.project import ProjectClient
-from illume.client.prompts import NewPrompt
+from illume.client.prompts import NewPrompt, Picture
+from illume.client.shapes import Image
 from tests import factories
 from tests.app.services.judged import make_judged
 from tests.conftest import CommittedDatabase
@@ -155,6 +156,26 @@ class TestPrompts:
         assert world.client.image(red.images[0]).getpixel((3, 3)) == (255, 0, 0)
         assert world.client.image(white.images[0]).size == (12, 8)
         assert [one.question for one in birds.prompts(split="val")] == ["Two?"]
+
+    def test_texts_and_pictures_in_order(self, world: World, birds: ProjectClient, tmp_path: Path) -> None:
+        path = tmp_path / "red.png"
+        picture("red").save(path)
+        order: list[str | Picture] = ["First:", path, "then <image>:", picture("green"), path]
+        added = birds.add_prompts([NewPrompt(parts=order), NewPrompt(parts=[picture("red")], answer="red")])
+        assert (added.created, added.errors) == (2, [])
+        mixed, alone = birds.prompts()
+        first, red, then, green, again = mixed.in_order
+        assert (first, then) == ("First:", "then <image>:")
+        assert isinstance(red, Image)
+        assert isinstance(green, Image)
+        assert red.sha256 == again.sha256 != green.sha256  # type: ignore[union-attr]
+        assert alone.in_order == [red]
+        # Sent again, as they were and as they were read, they add nothing new or the same.
+        assert birds.add_prompts([NewPrompt(parts=order)]).unchanged == 1
+        assert birds.add_prompt(parts=mixed.in_order).parts == mixed.parts
+        assert birds.add_prompts([NewPrompt(parts=[path, *order[:-1]])]).created == 1
+        with pytest.raises(ValueError, match="give either"):
+            NewPrompt(path, parts=order)
 
     def test_running_a_script_again_adds_nothing(self, world: World, birds: ProjectClient) -> None:
         prompts = [NewPrompt(picture(color), "What?") for color in ("red", "green", "red")]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from illume.evaluation.activation import Comparison, decide, primary_values, reword_reason
@@ -149,3 +153,76 @@ class TestHeldOut:
         other = self.scores(0, 0, 0) | {"heldout": {"prompts": ["a", "b", "b"], "mean_logprob": [0, 0, 0]}}
         with pytest.raises(ValueError, match="same held-out rationales"):
             compare_scores(self.scores(0, 0, 0), other, metric="heldout")
+
+
+class TestStructured:
+    """Where answers are structured, the rule compares images, and explanations must not become worse."""
+
+    def compare(self, gain: float, change: float) -> Comparison:
+        before = [0.4 + 0.05 * (number % 5) for number in range(60)]
+        now = [value + change + 0.02 * (number % 3 - 1) for number, value in enumerate(before)]
+        of_explanations = Comparison("ROUGE-L of samples", now, before, None, None)
+        return replace(compare(gain), metric="Balanced accuracy", unit="images", explanations=of_explanations)
+
+    def test_better_answers_and_explanations_as_before(self) -> None:
+        decision = decide(self.compare(0.1, 0.0))
+        assert decision.activate
+        assert re.fullmatch(
+            r"Better: Balanced accuracy changed by \+0\.1000 \(95 % interval .*, 60 images\); "
+            r"ROUGE-L of samples 0\.5000 before, 0\.5000 now\.",
+            decision.reason,
+        )
+
+    @pytest.mark.parametrize(
+        ("change", "activate"),
+        [(-0.001, True), (-0.019, False), (-0.021, False)],
+        ids=["within chance", "clearly less", "too much less"],
+    )
+    def test_explanations_must_not_fall(self, change: float, activate: bool) -> None:
+        decision = decide(self.compare(0.1, change))
+        assert decision.activate == activate
+        if not activate:
+            assert decision.outcome == "no clear difference"
+            assert "better answers but worse explanations" in decision.reason
+
+    def test_more_than_the_allowed_drop_is_too_much_even_within_chance(self) -> None:
+        before = [0.0, 1.0] * 30
+        now = [1.0, 0.0] * 29 + [0.0, 0.0]
+        found = replace(self.compare(0.1, 0.0), explanations=Comparison("ROUGE-L", now, before, None, None))
+        assert decide(found, max_answer_drop=0.01).activate is False
+        assert decide(found, max_answer_drop=0.02).activate is True
+
+    def test_answers_that_are_no_better_do_not_ask_for_explanations(self) -> None:
+        assert decide(self.compare(0.0, 0.5)).reason.startswith("No clear difference: Balanced accuracy changed")
+
+    def test_without_both_sides_it_waits(self) -> None:
+        decision = decide(replace(self.compare(0.1, 0.0), new=[], parent=[]))
+        assert "there are no validation prompts with positive and negative known ratings" in decision.reason
+
+    @pytest.mark.parametrize(
+        ("rouge", "metric"), [([0.5, None], "ROUGE-L of samples"), ([None, None], "Log-likelihood")]
+    )
+    def test_explanations_are_scored_by_what_there_is(self, rouge: list[float | None], metric: str) -> None:
+        def scores(change: float) -> dict[str, Any]:
+            style = {
+                "balanced": [0.5 + change, 1.0],
+                "measures": {"rating_accuracy": {"mean": 0.75 + change}},
+                "rationales": {"rouge_l": rouge},
+            }
+            heldout = {"prompts": ["a"], "mean_logprob": [-1.0 + change]}
+            return {
+                "prompts": ["a", "b"],
+                "settings": {},
+                "heldout": heldout,
+                "fields": {"greedy": style, "sampled": style},
+            }
+
+        found = compare_scores(scores(0.25), scores(0.0), metric="balanced_accuracy")
+        assert (found.new, found.parent, found.unit) == ([0.75, 1.0], [0.5, 1.0], "images")
+        assert (found.new_accuracy, found.parent_accuracy) == (1.0, 0.75)
+        assert found.explanations is not None
+        assert found.explanations.metric.startswith(metric)
+        assert len(found.explanations.new) == 1
+        by_rouge = compare_scores(scores(0.25), scores(0.0), metric="rouge_l")
+        assert by_rouge.explanations is None
+        assert by_rouge.unit == "prompts"

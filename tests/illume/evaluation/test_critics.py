@@ -7,17 +7,23 @@ from dataclasses import replace
 import pytest
 
 from illume.evaluation.critics import (
+    JudgedAnswers,
     accumulate,
+    answer_rejections,
+    answer_rows,
     deduplicate,
     guard_rows,
     loss_weight,
     random_critic,
     rationale_rows,
     rouge_critic,
+    structured_critic,
     truth_critic,
     untruth_critic,
     with_mistakes,
 )
+from illume.fields.answers import Values, answer_json
+from illume.guard.policies import FIELDS
 from illume.records import Example, Rationale, Verdict
 
 
@@ -117,6 +123,68 @@ class TestRandomCritic:
         assert random_critic(like=rouge_critic(), seed=0)(example(), CANDIDATES[2:]).kind == "none_fit"
 
 
+UNSAFE, SAFE = {"rating": "Unsafe", "category": "Animals"}, {"rating": "Safe", "category": "none"}
+
+
+def answer(text: str, values: dict[str, str] = UNSAFE) -> Rationale:
+    return replace(rationale(answer_json({**values, "rationale": text}, FIELDS)), answer="")
+
+
+class TestStructuredCritic:
+    ANSWERS = (
+        replace(rationale("the sky is dark and full of stars"), invalid="not JSON"),
+        answer("the sky is dark and full of stars"),
+        answer("a dog eats"),
+        answer("the sky is dark and full of stars", SAFE),
+    )
+
+    def test_picks_rationales_whatever_their_values_and_gives_the_gold_ones(self) -> None:
+        critic = structured_critic(rouge_critic(), FIELDS)
+        verdict = critic(example(fields=SAFE), self.ANSWERS)
+        assert (verdict.kind, verdict.picks, verdict.fields) == ("picked", (1, 3), SAFE)
+        assert critic(example(fields=SAFE), self.ANSWERS[:1]) == Verdict("e", "rouge", "none_fit", fields=SAFE)
+
+    def test_what_has_no_gold_value_is_not_judged(self) -> None:
+        verdict = structured_critic(rouge_critic(), FIELDS)(example(fields={"rating": "Safe"}), self.ANSWERS)
+        assert verdict.fields == {"rating": "Safe"}
+
+    def test_mistakes_are_a_share_of_the_choices_and_always_the_same(self) -> None:
+        critic = structured_critic(rouge_critic(), FIELDS, mistakes=0.3, seed=1)
+        given = [critic(example(f"e{number}", fields=SAFE), self.ANSWERS).fields or {} for number in range(200)]
+        assert 40 <= sum(one["rating"] != "Safe" for one in given) <= 80
+        assert {one["rating"] for one in given} == {"Safe", "Unsafe"}
+        assert given[7] == critic(example("e7", fields=SAFE), self.ANSWERS[::-1]).fields
+
+
+class TestAnswerRejections:
+    """A set of four: two picked, of which one has a wrong rating, one turned down and one invalid."""
+
+    def rows(self, picks: tuple[int, ...], accepted: tuple[str, ...] = ()) -> list[tuple[object, ...]]:
+        first: Values = {**UNSAFE, "rationale": "a"}
+        wrong: Values = {**UNSAFE, "rating": "Safe", "rationale": "b"}
+        other: Values = {**SAFE, "rationale": "c"}
+        values = (first, wrong, other, None)
+        judged = [JudgedAnswers("e3", values, picks, UNSAFE), JudgedAnswers("e3", values, picks, UNSAFE)]
+        pool = {"e3": accepted}
+        rows = answer_rejections(PROMPTS, pool, judged, FIELDS, per_rationale=3, seed=0)
+        return [(one.example.id, one.rationale, one.accepted, one.values, one.accepted_values) for one in rows]
+
+    def test_rationales_under_the_decided_values_and_fields_by_themselves(self) -> None:
+        assert self.rows((0, 1)) == [
+            ("e3", "c", "a", UNSAFE, UNSAFE),
+            ("e3", "b", "b", {**UNSAFE, "rating": "Safe"}, UNSAFE),
+        ]
+
+    def test_where_nothing_fits_there_is_no_pair(self) -> None:
+        found = self.rows(())
+        assert {(text, better) for _, text, better, _, _ in found} == {("a", None), ("b", None), ("c", None)}
+        assert all(values == UNSAFE and others is None for _, _, _, values, others in found)
+
+    def test_what_was_accepted_elsewhere_is_not_turned_down(self) -> None:
+        elsewhere = answer_json({**UNSAFE, "rationale": "C!"}, FIELDS)
+        assert {text for _, text, *_ in self.rows((), (elsewhere,))} == {"a", "b"}
+
+
 class TestAccumulate:
     def test_accepted_rationales_grow_without_duplicates(self) -> None:
         shown = {"e": CANDIDATES}
@@ -151,6 +219,16 @@ class TestRows:
     def test_a_rationale_needs_an_answer(self) -> None:
         with pytest.raises(ValueError, match="no answer"):
             rationale_rows([example(answer=None)], {"e": ("x",)})
+
+    def test_a_row_per_structured_answer(self) -> None:
+        accepted = {"e3": (answer("x", SAFE).text, answer("y").text)}
+        rows = answer_rows(PROMPTS, accepted, FIELDS)
+        assert [(row.example.id, row.rationale, row.values) for row in rows] == [("e3", "x", SAFE), ("e3", "y", UNSAFE)]
+
+    def test_guard_of_structured_answers_needs_gold_values(self) -> None:
+        prompts = [example("a", fields=SAFE), example("b", fields={"category": "none"}), example("c")]
+        rows = guard_rows(prompts, {"a": ("x",)}, seed=0, fields=FIELDS)
+        assert [row.example.id for row in rows] == ["a"], "an answer begins with the rating"
 
     def test_guard_first_from_prompts_without_a_rationale(self) -> None:
         accepted = {f"e{number}": ("x",) for number in range(10)}

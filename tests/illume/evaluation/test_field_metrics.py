@@ -146,6 +146,16 @@ class TestMeasures:
         found = measures_by_change(CASES, FIELDS, seed=0)
         shares = {change: one["rating_accuracy"] and one["rating_accuracy"].mean for change, one in found.items()}
         assert shares == pytest.approx({"": 4 / 5, "own_strict": 1 / 2, "own_allowed": 1 / 3, "others_allowed": 0})
+        flips = {change: one["policy_exception_recall"] for change, one in found.items()}
+        assert {change: one and (one.mean, one.n) for change, one in flips.items()} == {
+            "": None,
+            "own_strict": None,
+            "own_allowed": (1 / 2, 3),
+            "others_allowed": None,
+        }
+        stays = {change: one["policy_exception_specificity"] for change, one in found.items()}
+        kept = {"": None, "own_strict": 1 / 2, "own_allowed": None, "others_allowed": 0.0}
+        assert {change: one and one.mean for change, one in stays.items()} == kept
 
     def test_no_cases(self) -> None:
         with pytest.raises(ValueError, match="no answers"):

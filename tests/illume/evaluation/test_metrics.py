@@ -21,6 +21,7 @@ from illume.evaluation.metrics import (
     bootstrap_interval,
     caption_rouge_l,
     caption_words,
+    chrf,
     cider,
     distinct_n,
     paired_bootstrap,
@@ -189,6 +190,18 @@ class TestAnswers:
 
     def test_an_article_alone_is_kept(self) -> None:
         assert normalise_answer("A.") == "a"
+
+
+def test_scores_that_are_kept_are_those_of_their_own_references() -> None:
+    """The same text beside other references, in another corpus or of other orders scores anew."""
+    text, one, other = "a dog runs", ["a dog runs"], ["two cats sleep"]
+    for score in (rouge_l, chrf):
+        assert [score(text, one), score(text, other), score(text, one)] == [1.0, score(text, other), 1.0]
+        assert score(text, other) < 0.5
+    corpora: list[list[list[str]]] = [[one, other], [other, one], [one, one]]
+    assert len({tuple(cider([text, text], references)) for references in corpora}) == 3
+    assert cider([text, text], corpora[0]) == pytest.approx([7.5, 0.0]), "three words have no n-grams of four"
+    assert [len(bleu([text], [one], max_order=order)) for order in (4, 2, 4)] == [4, 2, 4]
 
 
 class TestDistinctN:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from illume.evaluation.field_metrics import COLUMNS
 from illume.evaluation.structured import evaluate_structured, field_cases, score_answers
 from illume.fields.answers import answer_json
 from illume.model.vlm import load_vlm
@@ -52,8 +53,15 @@ class TestScores:
         assert found["answers"][2][1] is None
         assert found["by_change"]["own_allowed"]["specificity"]["mean"] == 1 / 2
         assert sum(found["balanced"]) / 2 == pytest.approx(means["balanced_accuracy"])
+        sums = dict(zip(COLUMNS, map(sum, zip(*found["counts"], strict=True)), strict=True))
+        assert (sums["n"], sums["true_positive"], sums["positive"], sums["flips"]) == (6, 3, 4, 2)
         assert found["rationales"]["rouge_l"][2] == 1 / 2
         assert json.loads(json.dumps(found)) == found
+
+    def test_other_words_under_variant_say_nothing(self) -> None:
+        """Metadata come with files that anybody may have made."""
+        cases = field_cases([replace(BASE, metadata={"variant": "blue"}), FLIPPED], [[None], [None]])
+        assert [(one.base, one.change) for one in cases] == [(None, ""), ("a#0", "own_allowed")]
 
     def test_variants_belong_to_the_prompt_with_the_same_images(self) -> None:
         alone = replace(FLIPPED, id="d", images=("3.png",))
@@ -76,9 +84,9 @@ def test_with_a_model(tmp_path: Path) -> None:
     options: dict[str, Any] = {"template": "{policy}\n{question} {answer}", "max_new_tokens": 150}
     settings = EvaluationSettings(samples=2, top_k_share=1.0)
     found = evaluate_structured(vlm, examples, FIELDS, settings, **options)
-    assert [len(row) for row in found["sampled"]["answers"]] == [2, 2, 2]
-    assert {reason for row in found["sampled"]["invalid"] for reason in row} <= {None, "cut off"}
+    assert [len(row) for row in found["fields"]["sampled"]["answers"]] == [2, 2, 2]
+    assert {reason for row in found["fields"]["sampled"]["invalid"] for reason in row} <= {None, "cut off"}
     assert evaluate_structured(vlm, examples, FIELDS, settings, **options) == found
     short = evaluate_structured(vlm, examples, FIELDS, settings, **{**options, "max_new_tokens": 10})
-    assert short["greedy"]["measures"]["invalid_share"]["mean"] == 1.0
-    assert short["greedy"]["rationales"]["rouge_l"] == [0.0, 0.0, 0.0]
+    assert short["fields"]["greedy"]["measures"]["invalid_share"]["mean"] == 1.0
+    assert short["fields"]["greedy"]["rationales"]["rouge_l"] == [0.0, 0.0, 0.0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,17 @@ class TestTruth:
         for one, other in zip(pairs, [*pairs[1:], pairs[0]], strict=True):
             assert all(faithful(text, one) for text in one.references), one.question
             assert not any(faithful(text, one) for text in other.references), one.question
+
+    def test_under_house_rules(self, emoji: Path, tmp_path: Path) -> None:
+        """Of the same picture under two policies, what is true under one explains nothing under a turned rating."""
+        TASKS["guard"].make(tmp_path, n=4, seed=1, sprites=load_sprites(emoji), report=lambda _: None)
+        own, variant, *_ = load_prompts(tmp_path / "prompts.jsonl")
+        assert own.fields["rating"] != variant.fields["rating"]
+        for one, other in ((own, variant), (variant, own)):
+            assert task_of(one) is TASKS["guard"]
+            assert all(faithful(text, one) for text in one.references)
+            assert not any(faithful(text, one) for text in other.references)
+        assert faithful(own.references[0], replace(own, fields={})) is None
 
     def test_of_scenes_as_before(self) -> None:
         row = json.loads(SCENES.read_text(encoding="utf-8").splitlines()[0])

@@ -15,13 +15,17 @@ from illume.fields.answers import (
     InvalidAnswer,
     Reason,
     answer_json,
+    answer_pieces,
     answer_schema,
     answer_start,
+    can_guard,
     check_answer,
     find_inconsistencies,
     parse_answer,
+    show_answer,
 )
 from illume.fields.definitions import AnswerField, AnswerFields, read_answer_fields
+from illume.phrases import Phrase, said_by
 from tests.illume.fields.examples import CATEGORIES, FIELDS, POLICY, fields_data
 
 RIGHT = '{"rating": "Unsafe", "category": "O2: Violence, Harm, or Cruelty", "rationale": "a \\"knife\\",\\nدم"}'
@@ -73,6 +77,12 @@ def reason(text: str, fields: AnswerFields = FIELDS) -> Reason | None:
 
 
 class TestParsing:
+    @pytest.mark.parametrize("text", sorted({text for text, expected in SAID if expected}))
+    def test_pages_tell_what_is_wrong_in_the_language_of_the_reader(self, text: str) -> None:
+        with pytest.raises(InvalidAnswer) as refused:
+            parse_answer(text, FIELDS, POLICY)
+        assert isinstance(said_by(refused.value), Phrase)
+
     def test_right(self) -> None:
         found = parse_answer(f"\n {RIGHT} ", FIELDS, POLICY)
         assert found == {"rating": "Unsafe", "category": CATEGORIES[1], "rationale": 'a "knife",\nدم'}
@@ -164,6 +174,7 @@ class TestSchema:
 )
 def test_inconsistencies(rating: str, category: str, expected: str | None) -> None:
     found = find_inconsistencies({"rating": rating, "category": category, "rationale": "so"}, FIELDS, POLICY)
+    assert all(isinstance(one, Phrase) for one in found)
     assert found == ([] if expected is None else [expected])
 
 
@@ -172,3 +183,43 @@ def test_a_whole_answer_is_checked() -> None:
         check_answer({"rating": "Safe", "rationale": "so"}, FIELDS, POLICY, name="corrected")
     with pytest.raises(ValueError, match=r"^corrected\.score: the project has no such field"):
         check_answer({"score": "1"}, FIELDS, POLICY, name="corrected")
+
+
+class TestKnownValues:
+    """Gold values, of which some may be unknown, as the beginning of an answer."""
+
+    @pytest.mark.parametrize(
+        ("gold", "begins"),
+        [
+            (
+                {"rating": "Safe", "category": "O4: Nudity"},
+                '{"rating": "Safe", "category": "O4: Nudity", "rationale": "',
+            ),
+            ({"rating": "Safe"}, '{"rating": "Safe", "category": "'),
+            ({"category": "O4: Nudity"}, '{"rating": "'),
+        ],
+    )
+    def test_up_to_the_first_unknown_value(self, gold: dict[str, str], begins: str) -> None:
+        assert "".join(text for text, _ in answer_pieces(gold, FIELDS, known_only=True)) == begins
+        assert can_guard(gold, FIELDS, explained=False) == ("rating" in gold)
+
+    def test_a_rationale_that_comes_first_needs_a_text(self) -> None:
+        turned = AnswerFields((FIELDS.fields[2], *FIELDS.fields[:2]))
+        gold = {"rating": "Safe"}
+        assert can_guard(gold, turned, explained=True)
+        assert not can_guard(gold, turned, explained=False)
+        assert not can_guard({}, turned, explained=True)
+
+    def test_an_unknown_value_is_not_null(self) -> None:
+        level = AnswerField(name="level", kind="choice", choices=("1", "2"), required=False)
+        fields = AnswerFields((level, FIELDS.rationale))
+        assert answer_pieces({}, fields, known_only=True) == [('{"level": ', None), ('"', None)]
+        assert ("null", "level") in answer_pieces({"level": None}, fields, known_only=True)
+
+
+@pytest.mark.parametrize("text", ["a cat", '{"rating": "Safe"}', "[1]", '{"rationale": 3}', "{"])
+def test_what_is_no_answer_is_shown_as_it_is(text: str) -> None:
+    assert show_answer(text, FIELDS) == (text, {})
+    assert show_answer(RIGHT, None) == (RIGHT, {})
+    shown, others = show_answer(RIGHT, FIELDS)
+    assert {**others, FIELDS.rationale.name: shown} == parse_answer(RIGHT, FIELDS, POLICY)

@@ -10,7 +10,9 @@ import pytest
 
 from illume.fields.definitions import check_values, read_answer_fields
 from illume.fields.policies import read_policy
+from illume.phrases import Phrase
 from illume.root import ROOT
+from illume.validation import FieldError, place_of
 from tests.illume.fields.examples import CATEGORIES, FIELDS, POLICY, fields_data
 
 RATING, CATEGORY, RATIONALE = range(3)
@@ -99,9 +101,11 @@ class TestValues:
         ],
     )
     def test_errors_name_the_field(self, values: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(FieldError) as error:
             check_values(values, FIELDS, POLICY)
         assert message in str(error.value)
+        assert place_of("fields", error.value) == (f"fields.{next(iter(values))}", error.value.problem)
+        assert isinstance(error.value.problem, Phrase)  # pages tell it in their readers' languages
 
 
 def test_the_page_about_them() -> None:

@@ -309,6 +309,15 @@ class TestInputs:
         assert vlm.tokenizer.eos_token_id not in ids
         assert encode_continuation(vlm, " a </s> b").count(vlm.tokenizer.eos_token_id) == 1
 
+    def test_tokens_of_places_in_texts_are_read_as_text(self, tmp_path: Path, images: list[str]) -> None:
+        vlm = load_vlm(str(FAMILIES["paligemma"](tmp_path / "paligemma")))
+        place, shape = vlm.tokenizer.convert_tokens_to_ids(["<loc0001>", "<seg001>"])
+        assert vlm.tokenizer("<loc0001><seg001>", add_special_tokens=False)["input_ids"] == [place, shape]
+        read = encode(vlm, ["Q: What is at <loc0001>, <seg001> or <loc1>? A:"], [[images[0]]])["input_ids"][0].tolist()
+        written = encode_continuation(vlm, " a <loc0001> b")
+        assert not {place, shape} & {*read, *written}
+        assert "<loc1>" in vlm.tokenizer.decode(read)
+
     def test_continuation_depends_on_the_end_of_the_prompt(self, llava: Path, tmp_path: Path) -> None:
         spaced, broken = load_vlm(str(llava)), load_vlm(str(FAMILIES["paligemma"](tmp_path / "paligemma")))
         assert (last_prompt_character(spaced), last_prompt_character(broken)) == (":", "\n")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from illume.evaluation.evaluation import Part, evaluate
+from illume.evaluation.evaluation import More, Part, evaluate
 from illume.model.prompting import DEFAULT_TEMPLATE
 from illume.model.vision_cache import EncodedPromptCache
 from illume.model.vlm import Vlm, bare_model, load_vlm
@@ -19,6 +19,7 @@ from illume.root import STARTER
 from illume.sampling.prefix_reuse import count_suffix_tokens
 from illume.settings import EvaluationSettings
 from tests.illume.families import FAMILIES
+from tests.illume.passes import record_prompts_read
 from tests.illume.rounds import make_examples
 
 SETTINGS = EvaluationSettings(samples=1, max_new_tokens=20, max_answer_tokens=3)
@@ -37,23 +38,15 @@ def examples() -> list[Example]:
 
 def test_one_forward_pass_per_prompt_serves_both(starter: Vlm, examples: list[Example]) -> None:
     expected = evaluate(starter, examples, SETTINGS, parts=PARTS)
-    batch_sizes: list[int] = []
-    forward = type(bare_model(starter)).forward
-
-    def counted(self: Any, **inputs: Any) -> Any:
-        if inputs["input_ids"].shape[1] > 1:
-            batch_sizes.append(inputs["input_ids"].shape[0])
-        return forward(self, **inputs)
-
     assert count_suffix_tokens(starter, examples, template=DEFAULT_TEMPLATE) is not None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(bare_model(starter)), "forward", counted)
+        read = record_prompts_read(starter, patch)
         ticks: list[int] = []
         found = evaluate(
             starter, examples, SETTINGS, parts=PARTS, prompt_cache=EncodedPromptCache(), progress=ticks.append
         )
     assert found == expected
-    assert sum(batch_sizes) == len(examples)
+    assert sum(read) == len(examples)
     assert sum(ticks) == 3 * len(examples)
 
 
@@ -62,6 +55,23 @@ def test_rationales_after_own_answers_are_generated_separately(starter: Vlm, exa
     expected = evaluate(starter, wrong, SETTINGS)
     assert expected["own"]["greedy"]["rationales"] != expected["gold"]["greedy"]["rationales"]
     assert evaluate(starter, wrong, SETTINGS, prompt_cache=EncodedPromptCache()) == expected
+
+
+@pytest.mark.parametrize("reuses", [True, False])
+def test_more_rationales_come_of_the_same_passes(starter: Vlm, examples: list[Example], reuses: bool) -> None:
+    """They are those of an evaluation at their temperature, and change nothing in what is scored."""
+    some, hotter = examples[:6], replace(SETTINGS, samples=4, temperature=1.1)
+    plain, there = (evaluate(starter, some, one, parts=PARTS) for one in (SETTINGS, hotter))
+    cache = EncodedPromptCache() if reuses else None
+    assert count_suffix_tokens(starter, some, template=DEFAULT_TEMPLATE) is not None
+    with pytest.MonkeyPatch.context() as patch:
+        read = record_prompts_read(starter, patch)
+        found = evaluate(starter, some, SETTINGS, parts=PARTS, prompt_cache=cache, more=More(1.1, 4))
+    assert found.pop("more") == there["gold"]["sampled"]["rationales"]
+    assert found == plain
+    assert sum(read) == len(some) * (1 if reuses else 2)
+    with pytest.raises(ValueError, match="the part gold, which is not computed"):
+        evaluate(starter, some, SETTINGS, parts=PARTS, known=plain, more=More(1.1, 4))
 
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import pytest
 import torch
 
 from illume.model.prompting import rationale_text, render_answer_prompt, render_rationale_prompt
+from illume.model.vision_cache import EncodedPromptCache
 from illume.model.vlm import Vlm, append_continuations, bare_model, decode, encode, encode_continuation, load_vlm
 from illume.records import Example, Rationale
 from illume.sampling import decoding, shared_prefix
-from illume.sampling.decoding import Completion, DecodeRequest, decode_prompts
+from illume.sampling.decoding import BatchScheduler, Completion, DecodeRequest, decode_prompts
 from illume.sampling.generation import generate_answers, mean_logprobs, sample_rationales
+from illume.sampling.kv_cache import CopiedPrefixCache
 from illume.sampling.sampler import SamplingParams, filter_logits, sample_tokens
 from illume.sampling.shared_prefix import (
     SharedPrefixCache,
@@ -81,7 +84,10 @@ class TestFamilies:
     def test_a_prompt_is_encoded_once_and_a_finished_row_is_removed(
         self, vlm: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Whatever the number of completions, further ones included; no token is computed after an end token."""
+        """Whatever the number of completions, further ones included; no token is computed after an end token.
+
+        Nor is one computed twice for completions that are the same so far.
+        """
         seen: list[tuple[int, int]] = []
         forward = type(bare_model(vlm)).forward
 
@@ -92,19 +98,22 @@ class TestFamilies:
         monkeypatch.setattr(type(bare_model(vlm)), "forward", watched)
         # An untrained model hardly ever generates its end token.
         monkeypatch.setattr(decoding, "stop_token_ids", lambda _: tuple(range(0, 300, 10)))
-        first = tuple(SamplingParams(1.0, seed=n) for n in range(5))
+        first = tuple(SamplingParams(1.0, top_k=3, seed=n) for n in range(5))
         completions: list[Completion] = []
+        read: list[tuple[int, ...]] = []
 
         def ask_for_one_more(_: int, finished: list[Completion]) -> tuple[SamplingParams, ...]:
             completions.extend(finished)
+            read.extend({one.token_ids[:n] for one in finished for n in range(1, len(one.token_ids))})
             return (SamplingParams(1.0, seed=99),) if len(finished) == len(first) else ()
 
         requests = [DecodeRequest(render_answer_prompt(e.question), e.images, first) for e in examples]
-        decode_prompts(vlm, requests, max_new_tokens=40, token_budget=900, on_completions=ask_for_one_more)
+        decode_prompts(vlm, requests, max_new_tokens=40, token_budget=9000, on_completions=ask_for_one_more)
         assert len(completions) == 6 * len(examples)
         assert len({len(one.token_ids) for one in completions}) > 1
         assert sum(rows for rows, width in seen if width > 1) == len(examples)
-        assert sum(rows for rows, width in seen if width == 1) == sum(len(one.token_ids) - 1 for one in completions)
+        assert sum(rows for rows, width in seen if width == 1) == len(read)
+        assert len(read) < sum(len(one.token_ids) - 1 for one in completions)
 
     def test_shared_prefixes_and_copied_ones_give_the_same(
         self, vlm: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
@@ -135,7 +144,7 @@ class TestFamilies:
                 assert one.logprob == pytest.approx(forward_logprob(vlm, inputs, one.token_ids), abs=1e-4)
 
 
-def decode_all(vlm: Vlm, requests: list[DecodeRequest]) -> list[list[Completion]]:
+def decode_all(vlm: Vlm, requests: list[DecodeRequest], *, budget: int = 900) -> list[list[Completion]]:
     """The completions of each request, of at most 8 tokens."""
     found: dict[int, list[Completion]] = {}
 
@@ -143,7 +152,14 @@ def decode_all(vlm: Vlm, requests: list[DecodeRequest]) -> list[list[Completion]
         found[index] = completions
         return ()
 
-    decode_prompts(vlm, requests, max_new_tokens=8, token_budget=900, on_completions=keep)
+    decode_prompts(
+        vlm,
+        requests,
+        max_new_tokens=8,
+        token_budget=budget,
+        on_completions=keep,
+        measure=lambda logits: logits.topk(2, dim=-1).values,
+    )
     return [found[index] for index in range(len(requests))]
 
 
@@ -157,6 +173,29 @@ def forward_logprob(vlm: Vlm, inputs: dict[str, Any], ids: tuple[int, ...]) -> f
     with torch.inference_mode():
         logits = bare_model(vlm)(**ready).logits[0, -len(ids) - 1 : -1]
     return float(logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum())
+
+
+class TestSharedRows:
+    @pytest.mark.parametrize("share", [True, False])
+    @pytest.mark.parametrize("budget", [150, 9000])
+    def test_completions_that_begin_alike_are_those_that_are_decoded_alone(
+        self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch, budget: int, share: bool
+    ) -> None:
+        """Of two tokens at a time, eight completions part again and again, and some end early."""
+        monkeypatch.setattr(llava, "_shares_prefixes", share)
+        monkeypatch.setattr(decoding, "stop_token_ids", lambda _: tuple(range(0, 300, 10)))
+        params = (SamplingParams(), *(SamplingParams(1.0, top_k=2, seed=n) for n in range(7)))
+        requests = [DecodeRequest(render_answer_prompt(e.question), e.images, params) for e in examples[:3]]
+        alone = [[decode_all(llava, [replace(request, params=(one,))])[0][0] for one in params] for request in requests]
+        for together, apart in zip(decode_all(llava, requests, budget=budget), alone, strict=True):
+            assert [one.token_ids for one in together] == [one.token_ids for one in apart]
+            assert [one.logprob for one in together] == pytest.approx([one.logprob for one in apart], abs=1e-5)
+            shared, own = (
+                torch.stack([one.measured for one in ones if one.measured is not None]) for ones in (together, apart)
+            )
+            assert shared.shape == (8, 2)
+            assert torch.allclose(shared, own, atol=1e-4)
+            assert len({len(one.token_ids) for one in together}) > 1
 
 
 class TestSampleRationales:
@@ -175,7 +214,10 @@ class TestSampleRationales:
             assert len({r.seed for r in group}) == 6
             assert {r.example_id for r in group} == {example.id}
             assert {(r.answer, r.answer_source) for r in group} == {("yes", "gold")}
-            assert all(r.text == r.text.strip() and 0 < r.n_tokens <= 8 and r.mean_logprob < 0 for r in group)
+            for r in group:
+                assert r.text == r.text.strip()
+                assert 0 < (r.n_tokens or 0) <= 8
+                assert (r.mean_logprob or 0.0) < 0
 
     def test_temperatures_given_as_whole_numbers_are_the_same(self, llava: Vlm, examples: list[Example]) -> None:
         integers = SamplingSettings(temperatures=((0, 1), (1, 1)), max_new_tokens=8)
@@ -277,6 +319,106 @@ class TestMemory:
             sample_rationales(llava, examples, SETTINGS, seed=1)
         with pytest.raises(RuntimeError, match="allocate"):
             mean_logprobs(llava, [(example, "yes", "a dog") for example in examples], SETTINGS)
+
+    def test_out_of_memory_is_tried_again_where_completions_share_a_row(
+        self, llava: Vlm, images: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Rows are reserved for all of them, so half the budget has fewer."""
+        request = DecodeRequest("USER: <image>", (images[0],), (SamplingParams(),) * 8)
+        forward, reserved = type(bare_model(llava)).forward, list[int]()
+
+        def limited(self: Any, **inputs: Any) -> Any:
+            if inputs["input_ids"].shape[1] == 1:
+                reserved.append(inputs["past_key_values"].layers[0].keys.shape[0])
+                if reserved[-1] > 4:
+                    raise torch.OutOfMemoryError("CUDA out of memory.")
+            return forward(self, **inputs)
+
+        def same(index: int, completions: list[Completion]) -> tuple[SamplingParams, ...]:
+            texts.append({one.token_ids for one in completions})
+            return ()
+
+        texts: list[set[tuple[int, ...]]] = []
+        monkeypatch.setattr(type(bare_model(llava)), "forward", limited)
+        decode_prompts(llava, [request], max_new_tokens=8, token_budget=120, on_completions=same)
+        assert [len(one) for one in texts] == [1]
+        assert max(reserved) == 8
+
+    def test_out_of_memory_is_an_error_where_others_wait_for_this_process(
+        self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        passes: list[int] = []
+
+        def fails(self: Any, **inputs: Any) -> Any:
+            passes.append(inputs["input_ids"].shape[0])
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        monkeypatch.setattr(llava, "agree", lambda tensor: tensor)
+        monkeypatch.setattr(type(bare_model(llava)), "forward", fails)
+        with pytest.raises(torch.OutOfMemoryError):
+            sample_rationales(llava, examples, SETTINGS, seed=1)
+        assert len(passes) == 1
+        assert passes[0] > 1
+        monkeypatch.undo()
+        monkeypatch.setattr(llava, "agree", lambda tensor: tensor)
+        scored: list[int] = []
+
+        def limited(self: Any, **inputs: Any) -> Any:
+            scored.append(inputs["input_ids"].shape[0])
+            if scored[-1] > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return forward(self, **inputs)
+
+        forward = type(bare_model(llava)).forward
+        monkeypatch.setattr(type(bare_model(llava)), "forward", limited)
+        with pytest.raises(torch.OutOfMemoryError):
+            mean_logprobs(llava, [(example, "yes", "a dog") for example in examples], SETTINGS)
+        assert len(scored) == 2
+
+    @pytest.mark.parametrize(("share", "longest", "some"), [(True, 3, 40), (True, 60, 20), (False, 60, 10)])
+    def test_prompts_that_are_kept_leave_room_for_others(
+        self, llava: Vlm, images: list[str], monkeypatch: pytest.MonkeyPatch, share: bool, longest: int, some: int
+    ) -> None:
+        """Also one that is much longer than the others, which takes as much room for each of them."""
+        budget, lengths = 2600, [longest, *[3] * 70]
+        requests = [
+            DecodeRequest(f"USER: <image> {'dog ' * n}", (images[0],), (SamplingParams(seed=number),))
+            for number, n in enumerate(lengths)
+        ]
+        used, kept, waited = list[int](), list[int](), list[float]()
+        step = BatchScheduler.step
+
+        def watched(self: BatchScheduler) -> Any:
+            beside = [one.prefix.layers[0][0].shape[1] for one in self.kept.values() if one.prefix.layers]
+            assert isinstance(self.cache, SharedPrefixCache if share else CopiedPrefixCache)
+            used.append(count_cached_tokens(self.cache.layers[0]) + sum(beside))
+            kept.append(len(self.kept))
+            waited.append(len(self.pending) / len(self.active))
+            return step(self)
+
+        monkeypatch.setattr(llava, "_shares_prefixes", share)
+        monkeypatch.setattr(BatchScheduler, "step", watched)
+        texts: list[tuple[int, tuple[int, ...]]] = []
+        tries = iter([{index: request.params for index, request in enumerate(requests)}, {}])
+
+        def collect(index: int, completions: list[Completion]) -> tuple[SamplingParams, ...]:
+            texts.append((index, completions[0].token_ids))
+            return ()
+
+        decode_prompts(
+            llava,
+            requests,
+            max_new_tokens=4,
+            token_budget=budget,
+            on_completions=collect,
+            prompt_cache=EncodedPromptCache(),
+            on_idle=lambda: next(tries),
+        )
+        first, second = texts[: len(requests)], texts[len(requests) :]
+        assert sorted(first) == sorted(second)
+        assert max(used) <= budget
+        assert max(kept) >= some
+        assert not share or max(waited) <= 0.25  # rows are not added for fewer
 
     def test_other_errors_are_not_swallowed(
         self, llava: Vlm, examples: list[Example], monkeypatch: pytest.MonkeyPatch
@@ -451,6 +593,20 @@ class TestSampleTokens:
         ]
         kept = filter_logits(logits, params).isfinite().tolist()
         assert kept == [[True, True, False, False], [True, True, False, False], [True] * 4, [True, False, False, False]]
+
+    def test_tokens_of_a_row_are_those_of_copies_of_the_row(self) -> None:
+        """Whatever they share: the row, or also temperature and filters."""
+        logits = torch.randn(3, 60, generator=torch.Generator().manual_seed(4))
+        kinds = (SamplingParams(), SamplingParams(0.7, 9), SamplingParams(1.3, 20), SamplingParams(1.3, 9, 0.8))
+        params = [*kinds, *kinds[1:], *kinds, *kinds]
+        rows = [0] * 7 + [2] * 4 + [1] * 4
+        uniforms = torch.rand(len(rows), generator=torch.Generator().manual_seed(5)).tolist()
+        allowed = torch.rand(3, 60, generator=torch.Generator().manual_seed(6)) < 0.7
+        found = sample_tokens(logits, params, uniforms, rows=rows, allowed=allowed)
+        copied = sample_tokens(logits[rows], params, uniforms, allowed=allowed[rows])
+        assert torch.equal(found[0], copied[0])
+        assert torch.allclose(found[1], copied[1])
+        assert len(set(found[0][:7].tolist())) > 2
 
     def test_filters_equal_those_of_transformers(self) -> None:
         from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper

@@ -58,6 +58,7 @@ from illume.simulation.settings import (
     store_settings,
 )
 from illume.simulation.stages import Display, Models, Stages
+from illume.simulation.values import prompt_values
 from illume.tuning.job import read_json, write_json
 from tests.illume.families import make_llava
 from tests.illume.rounds import make_examples, stand_in_java
@@ -370,7 +371,13 @@ def wait_for(path: Path, child: subprocess.Popen[bytes]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("stage", ["base/heldout.json", "seed-1/round-1/judging.json", "seed-1/round-1/progress.json"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "seed-1/round-1/progress.json",
+        *(pytest.param(f"{one}.json", marks=pytest.mark.slow) for one in ("base/heldout", "seed-1/round-1/judging")),
+    ],
+)
 def test_killed_and_started_again_it_ends_the_same(
     settings: SimulationSettings, whole: dict[str, Any], tmp_path: Path, stage: str
 ) -> None:
@@ -504,6 +511,13 @@ class TestControls:
         assert all(a.images != b.images for a, b in zip(examples, shuffled, strict=True))
         assert sorted(one.images for one in shuffled) == sorted(one.images for one in examples)
 
+    def test_prompts_about_the_same_images_stay_together(self) -> None:
+        """As the variants of a policy, which are compared."""
+        examples = [replace(example(f"{number}"), images=(f"{number // 2}.png",)) for number in range(6)]
+        shuffled = shuffle_images(examples)
+        assert all(one.images == two.images for one, two in zip(shuffled[::2], shuffled[1::2], strict=True))
+        assert all(a.images != b.images for a, b in zip(examples, shuffled, strict=True))
+
 
 class TestReferencePool:
     DATA = Data(
@@ -598,9 +612,42 @@ class TestTasks:
         for group in result["groups"].values():
             assert group["versions"]["round 1"]["truth"]["n"] == group["versions"]["base"]["accuracy"]["n"] == 2
             assert set(group["last round against"]) == {"random", "shuffled"}
+        assert result["mean"]["against base"]["round 1"]["truth_matched"]["n"] == 4
+        assert result["mean"]["last round against"]["random"]["distinct_true"]["n"] == 4
         claims = ("sampled truth above base", "sampled truth above random", "answer accuracy falls by at most 2 points")
         assert {f"{group}: {claim}" for group in ("de", "en") for claim in claims} <= set(result["shown"])
         assert "| de: 2 prompts | truth, T = 0.7 | truth, greedy | answer accuracy |" in (out / "table.md").read_text()
+
+    def test_versions_are_sampled_at_the_entropy_of_the_base(self, run_of_pairs: tuple[Path, dict[str, Any]]) -> None:
+        out, result = run_of_pairs
+        usual = read_json(out / "stages/base/entropy.json")["content"]
+        assert usual["temperature"] == 0.7
+        assert result["base"]["matched"] == usual
+        found = read_json(out / "stages/seed-1/round-1/heldout/matched.json")["content"]
+        assert found["entropy"] == pytest.approx(usual["entropy"], rel=0.1)
+        assert result["seeds"]["1"]["rounds"][0]["matched"]["temperature"] == found["temperature"]
+        scores = read_json(out / "stages/seed-1/round-1/heldout.json")["content"]["matched"]
+        assert [len(row) for row in scores["rationales"]] == [4] * 4
+        assert {name: scores[name] for name in found} == found
+
+    def test_a_run_goes_on_that_scored_matched_entropy_in_a_stage_of_its_own(
+        self, run_of_pairs: tuple[Path, dict[str, Any]], pairs: SimulationSettings, emoji: Path, tmp_path: Path
+    ) -> None:
+        """Whether that stage of a version was done or not."""
+        out = tmp_path / "run"
+        shutil.copytree(run_of_pairs[0], out)
+        for name, done in (("base/heldout", True), ("seed-1/round-1/heldout", True), ("seed-1/random/heldout", False)):
+            path = out / "stages" / f"{name}.json"
+            stored = read_json(path)
+            apart = {"seconds": 1.0, "content": stored["content"].pop("matched")}
+            write_json(path, stored)
+            write_json(path.with_suffix("") / "matched.json", apart) if done else (
+                path.with_suffix("") / "matched.json"
+            ).unlink()
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("illume.scenes.emoji.find_emoji", lambda: emoji)
+            assert simulate(pairs, out, display=quiet()) == run_of_pairs[1]
+        assert [path.parent.parent.name for path in out.rglob("anew.json")] == ["random"]
 
     def test_what_is_made_for_english_is_left_out(self, run_of_pairs: tuple[Path, dict[str, Any]]) -> None:
         out, result = run_of_pairs
@@ -610,7 +657,7 @@ class TestTasks:
 
     def test_groups_are_those_of_the_values(self) -> None:
         base = TestReport().scores([0.2] * 4, [0.0, 1.0, 0.0, 1.0], [True] * 4)
-        found = report(base, {1: TestReport().seed(last=0.7)}, groups={"de": [0, 2], "en": [1, 3]})
+        found = report(base, {1: TestReport().seed(last=0.7)}, groups={"de": [0, 2], "en": [1, 3]}, read=prompt_values)
         means = {group: one["against base"]["round 2"]["truth"]["mean"] for group, one in found["groups"].items()}
         assert means == pytest.approx({"de": 0.7, "en": -0.3})
         assert found["shown"]["de: sampled truth above base"]["holds"]
@@ -660,7 +707,7 @@ class TestReport:
 
     def test_what_is_shown(self) -> None:
         base = self.scores([0.2, 0.3, 0.2, 0.3], [0.25] * 4, [True] * 4)
-        found = report(base, {1: self.seed(last=0.78), 2: self.seed(last=0.76)})
+        found = report(base, {1: self.seed(last=0.78), 2: self.seed(last=0.76)}, read=prompt_values)
         assert {claim: one["holds"] for claim, one in found["shown"].items()} == {
             "last round better than base in each seed": True,
             "rounds rise": True,
@@ -668,27 +715,29 @@ class TestReport:
             "sampled truth at least doubles": True,
             "answer accuracy falls by at most 2 points": True,
         }
-        worse = report(base, {1: self.seed(last=0.78), 2: self.seed(last=0.2)})["shown"]
+        worse = report(base, {1: self.seed(last=0.78), 2: self.seed(last=0.2)}, read=prompt_values)["shown"]
         assert not worse["last round better than base in each seed"]["holds"]
         assert not worse["at least 95% of tuning on all references"]["holds"]
-        assert not report(base, {1: self.seed(last=0.2)})["shown"]["rounds rise"]["holds"]
+        assert not report(base, {1: self.seed(last=0.2)}, read=prompt_values)["shown"]["rounds rise"]["holds"]
 
     def test_a_baseline_that_learnt_nothing(self) -> None:
         base, seed = self.scores([0.0] * 4, [0.25] * 4, [True] * 4), self.seed(last=0.7)
         seed["supervised-all"]["scores"] = base
-        found = report(base, {1: seed})
+        found = report(base, {1: seed}, read=prompt_values)
         assert found["shown"]["at least 95% of tuning on all references"] == {"holds": True}
         assert "tuning on all references: yes\n" in table(found)
 
     def test_how_much_was_judged(self) -> None:
         base = self.scores([0.2] * 4, [0.25] * 4, [True] * 4)
-        few, many = (report(base, {1: self.seed(last=0.7)}, n_train=count)["shown"] for count in (40, 39))
+        few, many = (
+            report(base, {1: self.seed(last=0.7)}, n_train=count, read=prompt_values)["shown"] for count in (40, 39)
+        )
         claim = "at most 25% of the train prompts judged"
         assert few[claim] == {"holds": True, "share": 0.25}
         assert not many[claim]["holds"]
 
     def test_table_and_figure(self) -> None:
-        found = report(self.scores([0.2] * 4, [0.25] * 4, [True] * 4), {1: self.seed(last=0.7)})
+        found = report(self.scores([0.2] * 4, [0.25] * 4, [True] * 4), {1: self.seed(last=0.7)}, read=prompt_values)
         text = table(found)
         assert "| round 2 | 0.700 [0.700, 0.700] | 0.700 [0.700, 0.700] |" in text
         assert "10 sets judged, 8 picks kept" in text
@@ -764,8 +813,10 @@ class TestCommand:
         assert found.tuning.guard_per_rationale == 3
         assert found.tuning.gradient_checkpointing is False
         words = ["--out", str(tmp_path), "--micro-batch", "2", "--gradient-checkpointing", "--dtype", "bfloat16"]
+        words += ["--attn-implementation", "eager", "--quantization", "8bit"]
         tuning = read_settings(parser().parse_args(words)).tuning
         assert (tuning.micro_batch_size, tuning.gradient_checkpointing, tuning.dtype) == (2, True, "bfloat16")
+        assert (tuning.attn_implementation, tuning.quantization) == ("eager", "8bit")
         again = read_settings(parser().parse_args(["--out", str(tmp_path), "--heldout-seed", "7", "--first-seed", "4"]))
         assert (again.heldout_seed, again.run_seeds) == (7, (4, 5, 6))
 

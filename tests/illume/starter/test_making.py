@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from illume.guard.policies import assess, read_house_rules
+from illume.fields.variants import CHANGES
+from illume.guard.policies import assess, read_house_rules, sample_named_policies
 from illume.guard.truth import is_faithful as is_faithful_to_case
 from illume.pairs.questions import LEADS
 from illume.pairs.truth import is_faithful
 from illume.parts import ImagePart, TextPart
 from illume.prompts_file import load_prompts
 from illume.scenes.graph import Scene
-from illume.starter.__main__ import main
+from illume.starter.__main__ import SHIPPED, main
 
 
 def _make(task: str, emoji: Path, out: Path, n: int = 72) -> list[dict[str, Any]]:
@@ -63,9 +65,11 @@ def test_guard(emoji: Path, tmp_path: Path) -> None:
     for own, variant in zip(rows[::2], rows[1::2], strict=True):
         assert own["images"] == variant["images"]
         assert own["split"] == variant["split"]
+        assert "variant" not in own["metadata"], "only a prompt that was made of another one is a variant"
+        assert variant["metadata"]["variant"] in CHANGES
         assert own["policy"] != variant["policy"] or not variant["metadata"]["flips"]
         assert (own["fields"]["rating"] != variant["fields"]["rating"]) == variant["metadata"]["flips"]
-    assert sum(row["metadata"]["flips"] for row in rows) == len(rows) // 4
+    assert sum(row["metadata"]["flips"] for row in rows[1::2]) == len(rows) // 4
     for row in rows:
         policy = read_house_rules(row["policy"])
         found = assess(Scene.from_graph(row["metadata"]["scene"]), policy)
@@ -73,6 +77,33 @@ def test_guard(emoji: Path, tmp_path: Path) -> None:
         assert row["fields"] == {"rating": found.rating, "category": found.category}
         given = row["metadata"]["scene"], row["policy"]
         assert all(is_faithful_to_case(text, *given, **row["fields"]) for text in row["references"])
+
+
+def test_shipped_data(emoji: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder for each task; each policy of `guard` has a name and belongs to one split."""
+    small = {task: {**how, "n": 24} for task, how in SHIPPED.items()}
+    monkeypatch.setattr("illume.starter.__main__.SHIPPED", small)
+    assert main(["data", "--out", str(tmp_path), "--task", "guard", "--task", "scenes", "--emoji", str(emoji)]) == 0
+    assert not (tmp_path / "pairs").exists()
+    assert len(load_prompts(tmp_path / "scenes" / "prompts.jsonl")) == 24
+    rows = load_prompts(tmp_path / "guard" / "prompts.jsonl")
+    owners = defaultdict(set)
+    for row in rows:
+        assert row.policy is not None
+        owners[row.policy.name].add(row.split)
+        assert row.metadata.get("variant", "") in ("", *CHANGES)
+    assert all(name.startswith("House rules ") and len(splits) == 1 for name, splits in owners.items())
+    for own, variant in zip(rows[::2], rows[1::2], strict=True):
+        assert own.policy is not None
+        assert variant.policy is not None
+        assert own.policy.name == variant.policy.name
+        assert own.policy.digest != variant.policy.digest
+
+
+def test_named_policies_are_distinct() -> None:
+    found = sample_named_policies(12, random.Random(1))
+    assert [one.name for one in found] == [f"House rules {number + 1}" for number in range(12)]
+    assert len({frozenset((rule.name, rule.status) for rule in one.categories) for one in found}) == 12
 
 
 def test_refuses_a_folder_of_other_prompts(emoji: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from illume.scenes.emoji import load_sprites
 from illume.scenes.starter.architecture import build_processor, save_starter
 from illume.starter.__main__ import main
 from illume.starter.architecture import CHAT_TEMPLATE, build_starter, build_tokenizer
-from illume.starter.scoring import guard_checks, pairs_checks, scenes_checks, score_model, share_of
+from illume.starter.scoring import Share, check_claims, guard_checks, pairs_checks, scenes_checks, score_model, share_of
 
 
 class TestMeasures:
@@ -63,6 +63,43 @@ class TestShare:
         assert (none.share, none.low, none.high) == (0.0, 0.0, 0.2775)
 
 
+class TestClaims:
+    @staticmethod
+    def row(**shares: float) -> dict[str, Share]:
+        return {name: Share(100, share, share - 0.1, share + 0.1) for name, share in shares.items()}
+
+    def test_each(self) -> None:
+        truth = {"sampled_truth": 0.3, "greedy_truth": 0.4}
+        scores = {
+            "scenes": self.row(answers=0.95, **truth),
+            "pairs en": self.row(answers=0.95, swapped=0.7, **truth),
+            "pairs de": self.row(answers=0.92, swapped=0.7, **truth),
+            "guard": self.row(ratings=0.8, valid=0.99, ratings_without_policy=0.55, **truth),
+        }
+        found = check_claims(scores)
+        assert len(found) == 3 * 3 + 2 + 2 + 3 + 1
+        assert all(found.values())
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"valid": 0.9}, "at least 95% of the answers valid"),
+            ({"ratings": 0.9}, "from 70% to 85% of the ratings right"),
+            ({"ratings_without_policy": 0.61}, "without the policy, ratings right by chance"),
+            ({"sampled_truth": 0.5}, "from 25% to 45% of sampled rationales true"),
+        ],
+    )
+    def test_what_does_not_hold_is_named(self, changes: dict[str, float], words: str) -> None:
+        good = {"ratings": 0.8, "valid": 0.99, "ratings_without_policy": 0.5, "sampled_truth": 0.3, "greedy_truth": 0.4}
+        found = check_claims({"guard": self.row(**{**good, **changes})})
+        assert [claim for claim, holds in found.items() if not holds] == [f"guard: {words}"]
+
+    def test_languages_are_near_each_other(self) -> None:
+        rows = {f"pairs {one}": self.row(answers=share, sampled_truth=0.3, greedy_truth=0.4)
+                for one, share in (("en", 0.96), ("de", 0.92))}  # fmt: skip
+        assert not check_claims(rows)["pairs: German answers within 3 points of English ones"]
+
+
 def test_prompts_are_those_that_the_library_makes(emoji: Path, tmp_path: Path) -> None:
     """What is scored here is read by the model in the same form as in a project or a simulation."""
     tokenizer = build_tokenizer(n=60)
@@ -89,6 +126,8 @@ def test_untrained_model(emoji: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert {"valid", "ratings", "greedy_truth", "sampled_truth", "ratings_without_policy"} <= set(scores["guard"])
     assert scores["guard"]["valid"].share == 0.0
     assert scores["guard"]["valid"].n == 4
-    assert json.loads(out.read_text())["scores"]["guard"]["valid"]["share"] == 0.0
+    written = json.loads(out.read_text())
+    assert written["scores"]["guard"]["valid"]["share"] == 0.0
+    assert written["claims"]["guard: at least 95% of the answers valid"] is False
     assert main(["score", "--model", str(tmp_path / "none"), "--n", "1", "--emoji", str(emoji)]) == 1
     assert "none" in capsys.readouterr().err

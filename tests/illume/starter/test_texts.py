@@ -13,16 +13,28 @@ import torch.nn.functional as F
 from transformers import PreTrainedTokenizerFast
 
 from illume.guard.policies import CATEGORIES, parse_answer
+from illume.pairs.making import sample_prompts
+from illume.pairs.questions import LANGUAGES, Language
 from illume.scenes.emoji import load_sprites
+from illume.scenes.german.nouns import NOUNS
+from illume.scenes.graph import Item, is_well_formed, make_scene
 from illume.scenes.kinds import KINDS
-from illume.scenes.starter.architecture import IMAGE, IMAGE_TOKENS, build_processor
+from illume.scenes.starter.architecture import IMAGE, IMAGE_TOKENS, build_model, build_processor
 from illume.scenes.starter.curriculum import IGNORED
 from illume.starter.architecture import CHAT_TEMPLATE, CONTEXT, build_starter, build_tokenizer
-from illume.starter.curriculum import EXPLAINING, MIXING, READING, SEEING, TASKS, Recipe, make_batch, sample_rows
-from illume.starter.texts import GERMAN_WORDS, MISREAD, Mixture, guard_row, without_misread
-from illume.starter.training import compute_losses, label_ids
+from illume.starter.curriculum import EXPLAINING, MIXING, SEEING, TASKS, Recipe, make_batch, sample_rows
+from illume.starter.texts import (
+    GERMAN_WORDS,
+    MISREAD,
+    Mixture,
+    guard_row,
+    list_owners,
+    sample_twins,
+    without_misread,
+)
+from illume.starter.training import NUMBER_WORDS, Words, compute_losses, find_words, number_loss
 
-SMALL = replace(EXPLAINING, scenes=1, pairs=2, guard=1, questions=2, lists=1.0, rationales=2)
+SMALL = replace(EXPLAINING, scenes=1, pairs=2, guard=1, questions=2, lists=1.0, owners=1.0, rationales=2, late=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +50,14 @@ class TestTokenizer:
     def test_every_kind_is_a_word_in_both_languages(self, tokenizer: PreTrainedTokenizerFast) -> None:
         ids = tokenizer([f" {word}" for word in (*KINDS, *GERMAN_WORDS)], add_special_tokens=False)["input_ids"]
         assert [len(one) for one in ids] == [1] * len(ids)
+
+    @pytest.mark.parametrize("language", LANGUAGES)
+    def test_words_of_questions_are_single_tokens(self, tokenizer: PreTrainedTokenizerFast, language: Language) -> None:
+        """In either language alike; a few rare plurals are missing from this small sample."""
+        asked = [one for one, _ in sample_prompts(200, 5) if one.language == language]
+        words = [word for one in asked for word in f"{one.text.strip('?')} {one.answer}".replace(",", "").split()]
+        ids = tokenizer([f" {word}" for word in words], add_special_tokens=False)["input_ids"]
+        assert sum(len(one) > 1 for one in ids) <= 0.01 * len(words)
 
     def test_size(self, tokenizer: PreTrainedTokenizerFast) -> None:
         model = build_starter(tokenizer)
@@ -67,6 +87,52 @@ class TestChatTemplate:
         assert full == f"{text} the first<eos>"
 
 
+class TestNumbersOfPictures:
+    """The loss by which the model learns to tell which of two pictures a patch is of."""
+
+    def test_image_tokens_are_numbered_where_there_are_two(
+        self, emoji: Path, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        batch = make_batch(0, recipe=Recipe(stages=(SMALL,)), tokenizer=tokenizer, sprites=load_sprites(emoji))
+        is_image = batch.ids == tokenizer.convert_tokens_to_ids(IMAGE)
+        assert set(batch.numbers[~is_image]) == {IGNORED}
+        assert [(batch.numbers == number).sum() for number in (0, 1)] == [IMAGE_TOKENS * SMALL.pairs] * 2
+        told = [number for number in batch.numbers.flatten() if number != IGNORED]
+        assert told == ([0] * IMAGE_TOKENS + [1] * IMAGE_TOKENS) * SMALL.pairs
+        assert (batch.numbers[is_image] == IGNORED).sum() == IMAGE_TOKENS * (SMALL.scenes + SMALL.guard)
+
+    def test_it_falls_with_the_likeness_to_the_word(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        embed = torch.nn.Embedding.from_pretrained(torch.eye(4))
+        words = Words((), (torch.tensor([0, 1]), torch.tensor([2, 3])))
+        hidden = torch.tensor([[[1.0, 0, 1, 0], [0, 1, 0, 1], [1, 1, 1, 1]]])
+        losses = [number_loss(hidden, torch.tensor([[*n, IGNORED]]), words, embed) for n in ((0, 1), (1, 0))]
+        right, wrong = (one.item() for one in losses if one is not None)
+        assert right < 0.01 < 3 < wrong
+        assert number_loss(hidden, torch.full((1, 3), IGNORED), words, embed) is None
+
+    def test_its_words_are_single_tokens(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        ids = torch.cat(find_words(tokenizer).numbers)
+        assert tokenizer.convert_ids_to_tokens(ids) == [f"\u0120{word}" for group in NUMBER_WORDS for word in group]
+
+
+class TestSeeingLate:
+    def test_words_see_nothing_in_the_first_layer(self, emoji: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+        stage = replace(SMALL, scenes=1, pairs=1, twins=1, guard=0, late=1.0)
+        batch = make_batch(0, recipe=Recipe(stages=(stage,)), tokenizer=tokenizer, sprites=load_sprites(emoji))
+        assert batch.late
+        other = batch.pixels[:, :, ::-1].copy()
+        words = find_words(tokenizer)
+        for layers, differ in ((1, False), (2, True)):
+            model = build_model(tokenizer, 0, layers=layers).eval()
+            with torch.inference_mode():
+                losses = [
+                    compute_losses(model, replace(batch, pixels=pixels, late=late), words, 0.0, telling=0.1).sums
+                    for pixels, late in ((batch.pixels, True), (other, True), (batch.pixels, False), (other, False))
+                ]
+            assert torch.equal(losses[0], losses[1]) is not differ
+            assert not torch.equal(losses[2], losses[3])
+
+
 class TestPacking:
     def test_loss_equals_that_of_separate_texts(self, emoji: Path, tokenizer: PreTrainedTokenizerFast) -> None:
         """The ordinary forward pass on each path of the tree, with its pictures in their places, has the same loss."""
@@ -75,7 +141,7 @@ class TestPacking:
         batch = make_batch(0, recipe=recipe, tokenizer=tokenizer, sprites=sprites)
         model = build_starter(tokenizer).eval()
         with torch.inference_mode():
-            packed = compute_losses(model, batch, label_ids(tokenizer), 0.0)
+            packed = compute_losses(model, batch, find_words(tokenizer), 0.0)
             separate = [0.0] * len(TASKS)
             counted = [0] * len(TASKS)
             pixels = torch.from_numpy(batch.pixels)
@@ -127,7 +193,7 @@ class TestPacking:
 class TestRows:
     def test_fit_the_context(self, tokenizer: PreTrainedTokenizerFast) -> None:
         rng = random.Random(1)
-        for task, row in (one for stage in (READING, MIXING) for _ in range(3) for one in sample_rows(stage, rng)):
+        for task, row in (one for stage in (EXPLAINING, MIXING) for _ in range(3) for one in sample_rows(stage, rng)):
             tree = [sum(len(tokenizer(t)["input_ids"]) for t, _ in one.parts) for one in row.segments]
             policies = [
                 size for size, one in zip(tree, row.segments, strict=True) if task == "guard" and one.parent == 0
@@ -156,6 +222,27 @@ class TestRows:
         assert 0.2 <= len(MISREAD) / len(KINDS) <= 0.3
         groups = [[k for k in KINDS if c.has(KINDS[k].traits, k)] for c in CATEGORIES.values()]
         assert sum(any(kind in MISREAD for kind in group) for group in groups) >= 6
+
+    def test_twins_show_the_same_at_other_places(self) -> None:
+        for seed in range(200):
+            one, two = sample_twins(random.Random(seed))
+            assert set(one.kinds()) == set(two.kinds())
+            assert is_well_formed(one) == is_well_formed(two) == (len(one.kinds()) > 1)
+            places = [{item.kind: item.place for item in scene.items if scene.only(item.kind)} for scene in (one, two)]
+            both = places[0].keys() & places[1].keys()
+            assert all(places[0][kind] != places[1][kind] for kind in both)
+
+    def test_which_picture_shows_what(self) -> None:
+        one = make_scene("park", "clear", "noon", [Item("dog", "left", "back"), Item("bus", "right", "front")])
+        two = make_scene("park", "clear", "noon", [Item("dog", "left", "back"), Item("crab", "right", "front")])
+        listed = dict(list_owners((one, two), "en", random.Random(1)))
+        others = set(listed) - {"dog", "bus", "crab"}
+        assert listed == {"dog": "both", "bus": "first", "crab": "second"} | dict.fromkeys(others, "neither")
+        assert len(others) == 2
+        german = dict(list_owners((two, one), "de", random.Random(1)))
+        assert german == {"Hund": "beide", "Bus": "zweites", "Krabbe": "erstes"} | {
+            NOUNS[kind].singular: "keins" for kind in others
+        }
 
     def test_mixture(self) -> None:
         rng = random.Random(4)

@@ -77,6 +77,9 @@ class TestResuming:
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
         curves = [json.loads((tmp_path / name / "curve.json").read_text())["curve"] for name in ("whole", "cut")]
         assert curves[0] == curves[1]
+        assert main(["export", "--run", str(tmp_path / "cut"), "--out", str(tmp_path / "model")]) == 0
+        exported = load_file(tmp_path / "model" / "model.safetensors")
+        assert all(torch.equal(whole[name], exported[name]) for name in whole)
         assert [point["stage"] for point in curves[0]] == ["seeing", "seeing", "mixing", "mixing", "mixing"]
         assert {"scenes", "pairs", "guard", "patches"} <= set(curves[0][-1])
         assert "scenes" not in curves[0][0]

@@ -15,7 +15,17 @@ from filelock import FileLock, Timeout
 
 from illume.tuning import launcher
 from illume.tuning.command import StopRequest, main
-from illume.tuning.job import EXIT_IN_USE, EXIT_STOPPED, FolderInUseError, read_json
+from illume.tuning.job import (
+    EXIT_FAILED,
+    EXIT_IN_USE,
+    EXIT_KILLED,
+    EXIT_STOPPED,
+    FolderInUseError,
+    TuningJob,
+    read_json,
+    write_job,
+    write_json,
+)
 from illume.tuning.launcher import TuningError, run_job, running, tune
 from tests.illume.families import make_llava
 from tests.illume.rounds import SETTINGS, make_round
@@ -60,6 +70,63 @@ def test_a_folder_in_use_is_left_alone(base: Path, tmp_path: Path, monkeypatch: 
         assert main([str(folder)]) == EXIT_IN_USE
     assert not (folder / "progress.json").exists()
     assert not (folder / "error.json").exists()
+
+
+SCRIPT = """
+import os, pathlib, signal, sys, time
+pathlib.Path(sys.argv[1], os.environ["RANK"]).touch()
+while len(list(pathlib.Path(sys.argv[1]).iterdir())) < 2:
+    time.sleep(0.01)
+{end}
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL) if os.environ['RANK'] == '1' else sys.exit(1)", EXIT_KILLED),
+        pytest.param("os.environ['RANK'] == '1' and sys.exit(1)", EXIT_FAILED, marks=pytest.mark.slow),
+    ],
+)
+def test_several_processes_tell_one_that_was_killed_from_one_that_failed(end: str, code: int, tmp_path: Path) -> None:
+    script, ranks = tmp_path / "script.py", tmp_path / "ranks"
+    script.write_text(SCRIPT.format(end=end))
+    ranks.mkdir()
+    launching = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(ranks)]
+    command = [sys.executable, "-m", "illume.tuning.processes", *launching]
+    assert subprocess.run(command, check=False).returncode == code
+
+
+def test_a_round_of_which_a_process_was_killed_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where another process, which waited for the killed one, wrote an error of its own."""
+    write_job(tmp_path / "round", TuningJob("base", processes=2), train=[], val=[])
+    launching = tmp_path / "launching"
+    error = tmp_path / "round" / "error.json"
+    launching.write_text(f"#!/bin/sh\necho '{{}}' > {error}\nexit {EXIT_KILLED}\n")
+    launching.chmod(0o755)
+    monkeypatch.setattr(StopRequest, "install", lambda self, parent: None)
+    monkeypatch.setattr(sys, "executable", str(launching))
+    assert main([str(tmp_path / "round")]) == EXIT_KILLED
+    assert not error.exists()
+    assert "one of the round's processes was killed" in capsys.readouterr().err
+    with pytest.raises(TuningError, match="can be resumed"):
+        tune(tmp_path / "round")
+
+
+def test_one_of_several_processes_leaves_the_error_that_came_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StopRequest, "install", lambda self, parent: None)
+    assert main([str(tmp_path), "--rank"]) == EXIT_FAILED
+    assert read_json(tmp_path / "error.json")["message"] == "job.json is missing"
+    write_json(tmp_path / "error.json", {"message": "memory ran out"})
+    assert main([str(tmp_path), "--rank"]) == EXIT_FAILED
+    assert read_json(tmp_path / "error.json")["message"] == "memory ran out"
+    assert main([str(tmp_path)]) == EXIT_FAILED
+    assert read_json(tmp_path / "error.json")["message"] == "job.json is missing"
 
 
 def test_its_lock_goes_with_a_process_that_is_killed(base: Path, tmp_path: Path) -> None:

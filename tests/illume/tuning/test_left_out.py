@@ -59,7 +59,7 @@ class TestRound:
         }
         assert "aspect ratio must be smaller than 200" in left_out["val", "val-1", 1]
         assert left_out["rationale", "train-0", 1].startswith("the image torn.png cannot be read")
-        assert "the model reads at most 512" in left_out["heldout", "val-0", 1]
+        assert "this model reads 512" in left_out["heldout", "val-0", 1]
         assert "prompt val-1 left out (val)" in (folder / "events.jsonl").read_text()
         assert read_json(folder / "left_out.json") == result["left_out"]
 

@@ -79,6 +79,12 @@ class TestTexts:
         said = vlm.tokenizer.decode(texts[0].continuation)
         assert said == f" {answer_start({'rating': 'Safe', 'category': 'NA: None applying'}, FIELDS)}"
 
+    def test_gold_fields_up_to_the_first_unknown_one(self, vlm: Vlm, example: Example) -> None:
+        partly = TrainingRow(replace(example, fields={"rating": "Safe"}), None)
+        (text,) = structured_texts(vlm, [partly], FIELDS, template=TEMPLATE)
+        assert learnt(vlm, text, "answer") == 'Safe"'
+        assert vlm.tokenizer.decode(text.continuation) == ' {"rating": "Safe", "category": "'
+
     def test_rationale_first(self, vlm: Vlm, example: Example) -> None:
         """A row without a rationale has a reference in its place, which is not learnt."""
         turned = AnswerFields((FIELDS.fields[2], *FIELDS.fields[:2]))

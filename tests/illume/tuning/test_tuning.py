@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from illume.errors import VlmError
 from illume.evaluation.evaluation import evaluate
 from illume.evaluation.metrics import caption_words
+from illume.model.language_layers import language_model, lora_targets
 from illume.model.vision_cache import cached_image_features
 from illume.model.vlm import IGNORED, Vlm, load_vlm, set_adapter
 from illume.parts import ImagePart, TextPart
@@ -53,7 +54,7 @@ from illume.tuning.job import (
     write_job,
     write_json,
 )
-from illume.tuning.lora import begin_adapter, language_model, lora_targets, store_adapter, trainable_parameters
+from illume.tuning.lora import begin_adapter, store_adapter, trainable_parameters
 from illume.tuning.round import Progress, run_round
 from illume.tuning.trainer import Training, batch_loss, continuation_loss, learning_rate
 from tests.illume.families import EACH_FAMILY, FAMILIES, make_llava
@@ -112,6 +113,12 @@ class TestLoss:
     def test_nothing_learnt_is_zero_not_nan(self) -> None:
         assert continuation_loss(torch.zeros(1, 3, 4), torch.full((1, 2), IGNORED)).item() == 0.0
 
+    def test_a_text_of_less_weight_counts_less_by_hand(self) -> None:
+        # Both rows predict their label with p = 3/4; the second one counts half.
+        logits = torch.log(torch.tensor([[[3 / 4, 1 / 4], [0.9, 0.1]]] * 2))
+        loss = continuation_loss(logits, torch.tensor([[0], [0]]), torch.tensor([1.0, 0.5]))
+        assert loss.item() == pytest.approx(-1.5 * math.log(3 / 4))
+
     def test_means_per_kind_and_weight_by_hand(self) -> None:
         sums: dict[Kind, torch.Tensor] = {"answer": torch.tensor(6.0), "rationale": torch.tensor(10.0)}
         loss = batch_loss(sums, {"answer": 3, "rationale": 5}, 4.0)
@@ -139,6 +146,19 @@ class TestTexts:
         assert (answer.prompt, vlm.tokenizer.decode(answer.continuation)) == ("Q: what is the water? A:", " red</s>")
         assert rationale.prompt == "Q: what is the water? A: red, seeing that"
         assert vlm.tokenizer.decode(rationale.continuation) == " there is red water</s>"
+
+    def test_the_weight_of_a_row_is_that_of_its_rationale(self, vlm: Vlm, rows: list[TrainingRow]) -> None:
+        texts = training_texts(vlm, [replace(rows[0], weight=0.5), rows[1]], template=SETTINGS.template)
+        weights = {text.kind: text.weight for text in texts[:2]}
+        assert weights == {"answer": 1.0, "rationale": 0.5}
+        rationales = [number for number, text in enumerate(texts) if text.kind == "rationale"]
+        inputs = BatchInputs(vlm, texts, cache_mb=1)
+        micro_batch = MicroBatch(0, "rationale", tuple(rationales))
+        inputs.store(micro_batch, inputs.prepare(micro_batch))
+        weights_again = inputs.prepare(micro_batch).weights  # from the cache
+        assert weights_again is not None
+        assert weights_again.tolist() == [0.5, 1.0][: len(rationales)]
+        assert inputs.prepare(MicroBatch(1, "rationale", (rationales[-1],))).weights is None
 
     def test_many_rationales_of_a_prompt_share_one_answer(self, vlm: Vlm, rows: list[TrainingRow]) -> None:
         many = [rows[0], replace(rows[0], rationale="it can be seen"), replace(rows[0], rationale=None)]
@@ -190,6 +210,11 @@ class TestPlan:
                 if part.kind == "answer"
                 for n in part.members
             )
+
+    def test_tokens_count_by_the_weight_of_their_text(self) -> None:
+        texts = [replace(text, weight=0.5) for text in make_texts(answers=0, rationales=3)]
+        [batch] = plan_batches(texts, batch_size=4, micro_batch_size=4, seed=0)
+        assert batch.tokens == {"answer": 0, "rationale": 0.5 * (1 + 2 + 3)}
 
     def test_steps_may_hold_one_kind_only(self) -> None:
         plan = plan_batches(make_texts(answers=0, rationales=3), batch_size=2, micro_batch_size=2, seed=0)
@@ -404,6 +429,10 @@ class TestJob:
                 "parts must be texts, and images",
             ),
             ('{"images": ["x.png"], "question": "q", "answer": "a", "rationale": ""}', "rationale"),
+            (
+                '{"images": ["x.png"], "question": "q", "answer": "a", "rationale": "r", "weight": 0}',
+                "train.jsonl line 1: weight must be a number above 0 and at most 1",
+            ),
         ],
     )
     def test_bad_rows_are_named(self, tmp_path: Path, line: str, message: str) -> None:
@@ -425,6 +454,13 @@ class TestJob:
         assert [one.parts for one in read_examples(tmp_path / "other", "val.jsonl")] == [
             row.example.parts for row in rows
         ]
+
+    def test_weights_are_kept_and_the_usual_one_is_not_written(self, base: Path, tmp_path: Path) -> None:
+        rows = [TrainingRow(one, "r") for one in make_examples(tmp_path / "images", count=2, split="train")]
+        rows[1] = replace(rows[1], weight=0.25)
+        write_job(tmp_path / "round", TuningJob(base=str(base)), train=rows, val=[])
+        assert '"weight"' not in (tmp_path / "round" / "train.jsonl").read_text().splitlines()[0]
+        assert [row.weight for row in read_rows(tmp_path / "round", "train.jsonl")] == [1.0, 0.25]
 
     def test_another_round_is_not_written_over(self, base: Path, tmp_path: Path) -> None:
         folder = make_round(tmp_path / "round", base)
@@ -698,7 +734,7 @@ class TestProcess:
         process.wait()
         assert not (folder / "result.json").exists()
         stored = (folder / "checkpoints" / "epoch-1" / "state.pt").stat().st_mtime_ns
-        assert start(folder).wait(WAIT_SECONDS) == 0
+        assert main_in_process(folder) == 0
         assert (folder / "checkpoints" / "epoch-1" / "state.pt").stat().st_mtime_ns == stored
         assert outcome(folder) == outcome(finished)
 
@@ -711,7 +747,7 @@ class TestProcess:
         assert not (folder / "result.json").exists()
         assert not (folder / "error.json").exists()
         done = n_steps(folder)
-        assert start(folder).wait(WAIT_SECONDS) == 0
+        assert main_in_process(folder) == 0
         assert outcome(folder) == outcome(finished)
         if done < 8:  # stopped while training: not one step was taken twice
             assert n_steps(folder) == 8

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from app.services.imports.elsewhere.tasks import Judgement, Option, Task, find_picks, fold, read_task, text_of
+from illume.phrases import _
 
 
 def is_argilla(values: Mapping[str, Any]) -> bool:
@@ -37,8 +38,19 @@ def read(values: Mapping[str, Any], number: int) -> Task:
         task.judgements.append(replace(judgement, comment=words))
     for name in ("suggestions", "vectors"):
         if isinstance(values.get(name), dict) and values[name]:
-            task.left_out.append((name, f"record {task.id}: {len(values[name])} {name} have no place."))
-    task.left_out += [("responses", f"record {task.id}: a text without a ranking has no place.") for _ in comments]
+            task.left_out.append(
+                (
+                    name,
+                    _(
+                        "record %(id)s: %(count)s %(name)s have no place.",
+                        id=task.id,
+                        count=len(values[name]),
+                        name=name,
+                    ),
+                )
+            )
+    no_ranking = _("record %(id)s: a text without a ranking has no place.", id=task.id)
+    task.left_out += [("responses", no_ranking)] * len(comments)
     return task
 
 
@@ -48,7 +60,7 @@ def ranked_names(values: Mapping[str, Any]) -> dict[str, str]:
     for responses in values["responses"].values():
         for response in responses if isinstance(responses, list) else ():
             value = response.get("value") if isinstance(response, dict) else None
-            for name, _ in ranks(value, values["fields"]) or ():
+            for name, _rank in ranks(value, values["fields"]) or ():
                 found.setdefault(fold(name), name)
     return dict(sorted(found.items()))
 
@@ -83,10 +95,15 @@ def add_response(
     """Add one answer of one person: the best of a ranking is picked, a text is a comment."""
     person, value = str(response.get("user_id")), response.get("value")
     if response.get("status") not in (None, "submitted"):
-        task.left_out.append(("responses", f"record {task.id}: a response that is {response['status']} has no place."))
+        task.left_out.append(
+            (
+                "responses",
+                _("record %(id)s: a response that is %(status)s has no place.", id=task.id, status=response["status"]),
+            )
+        )
         return
     ranking = ranks(value, fields)
-    best = None if ranking is None else min(rank for _, rank in ranking)
+    best = None if ranking is None else min(rank for _name, rank in ranking)
     said = [name for name, rank in ranking or () if rank == best] or ([value] if isinstance(value, str) else [])
     found = None if person in by_person else find_picks(task.options, said)
     if found is not None:
@@ -95,4 +112,9 @@ def add_response(
     elif isinstance(value, str):
         comments.setdefault(person, []).append(value)
     else:
-        task.left_out.append(("responses", f"record {task.id}: the answer to '{question[:60]}' has no place."))
+        task.left_out.append(
+            (
+                "responses",
+                _("record %(id)s: the answer to '%(question)s' has no place.", id=task.id, question=question[:60]),
+            )
+        )

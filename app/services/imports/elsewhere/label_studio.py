@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from app.services.imports.elsewhere.tasks import NO_TIME, Judgement, Task, find_picks, read_task
+from illume.phrases import _
 
 SIDES = ("left", "right")
 
@@ -38,7 +39,12 @@ def read(values: Mapping[str, Any], labels: list[str], number: int) -> Task:
             add_annotation(task, annotation, f"annotation {annotation.get('id', place)}")
     for name in ("predictions", "drafts", "comments"):
         if isinstance(values.get(name), list) and values[name]:
-            task.left_out.append((name, f"task {task.id}: {len(values[name])} {name} have no place."))
+            task.left_out.append(
+                (
+                    name,
+                    _("task %(id)s: %(count)s %(name)s have no place.", id=task.id, count=len(values[name]), name=name),
+                )
+            )
     return task
 
 
@@ -55,15 +61,22 @@ def add_annotation(task: Task, annotation: Mapping[str, Any], name: str) -> None
             verdict = find_picks(task.options, said)
             if verdict is None:
                 words = ", ".join(said)[:100]
-                task.left_out.append(("annotations", f"{name}: '{words}' is none of the texts of the task."))
+                task.left_out.append(
+                    (
+                        "annotations",
+                        _("%(name)s: '%(words)s' is none of the texts of the task.", name=name, words=words),
+                    )
+                )
         else:
             kind = str(result.get("type"))[:40]
-            task.left_out.append(("annotations", f"{name}: a result of the type {kind} has no place."))
+            task.left_out.append(
+                ("annotations", _("%(name)s: a result of the type %(kind)s has no place.", name=name, kind=kind))
+            )
     if annotation.get("was_cancelled"):
         verdict = ("skipped", ())
     if verdict is None:
         if len(task.left_out) == before:
-            task.left_out.append(("annotations", f"{name}: it picks nothing, and has no place."))
+            task.left_out.append(("annotations", _("%(name)s: it picks nothing, and has no place.", name=name)))
         return
     author = annotation.get("completed_by")
     author = author.get("email") or author.get("id") if isinstance(author, dict) else author

@@ -11,6 +11,7 @@ from typing import Any
 from app.errors import Invalid
 from app.services.imports.elsewhere.tasks import Judgement, Task, find_picks, fold, read_task
 from app.services.imports.tables.rows import TableRow
+from illume.phrases import _
 
 JUDGED = "judgements"
 """The field in which an item is given its judgements."""
@@ -57,6 +58,7 @@ def add_judgement(task: Task, judgement: Mapping[str, Any]) -> None:
     """Add what one person said, and what of it has no place."""
     person = str(judgement["user_id"])
     before = len(task.left_out)
+    name = f"item {task.id}, {person}"
     verdict: tuple[str, tuple[int, ...]] | None = None
     comments: list[str] = []
     for schema, labels in judgement["labels"].items():
@@ -67,11 +69,11 @@ def add_judgement(task: Task, judgement: Mapping[str, Any]) -> None:
         elif found is not None:
             verdict = found
         else:
-            task.left_out.append((JUDGED, f"item {task.id}, {person}: '{str(schema)[:60]}' has no place."))
+            task.left_out.append((JUDGED, _("%(name)s: '%(words)s' has no place.", name=name, words=str(schema)[:60])))
     if judgement.get("spans"):
-        task.left_out.append((JUDGED, f"item {task.id}, {person}: spans have no place."))
+        task.left_out.append((JUDGED, _("%(name)s: spans have no place.", name=name)))
     if verdict is None and len(task.left_out) == before:
-        task.left_out.append((JUDGED, f"item {task.id}, {person}: it picks nothing, and has no place."))
+        task.left_out.append((JUDGED, _("%(name)s: it picks nothing, and has no place.", name=name)))
     if verdict is not None:
         kind, picks = verdict
         words = "\n".join(comments) or None

@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from app.errors import Invalid
 from app.services.imports.tables.rows import TableRow
+from illume.phrases import ngettext
 
 
 class Origin(StrEnum):
@@ -107,7 +108,12 @@ def rows_of(task: Task, number: int, origin: Origin) -> Iterator[TableRow]:
         texts = {"candidates": [option.text for option in task.options]} if task.options else {}
         yield TableRow(number, {**prompt, **texts})
     if task.judgements and not task.options:
-        task.left_out.append(("candidates", f"{len(task.judgements)} judgements: the task has no texts to judge."))
+        no_texts = ngettext(
+            "%(num)s judgement: the task has no texts to judge.",
+            "%(num)s judgements: the task has no texts to judge.",
+            len(task.judgements),
+        )
+        task.left_out.append(("candidates", no_texts))
     for name, reason in task.left_out:
         yield TableRow(number, Invalid(reason, field=name))
 
@@ -146,7 +152,7 @@ def read_task(task_id: str, data: Mapping[str, Any], labels: Sequence[str] = ())
 
 def pair_options(names: Sequence[str]) -> list[Option]:
     """The options of a pair of images, which may be two fields or one list."""
-    known = [*names, *("" for _ in range(2 - len(names)))] if len(names) < 2 else names
+    known = [*names, *("" for _index in range(2 - len(names)))] if len(names) < 2 else names
     return [
         Option(text, frozenset(side_names(place) | {fold(text), *names_of(name)}))
         for place, (text, name) in enumerate(zip(PAIR_TEXTS, known, strict=False))
@@ -260,7 +266,7 @@ def image_name(named: Any) -> Any:
     if not isinstance(named, str) or named.startswith(("http://", "https://")):
         return named
     if named.startswith("data:"):
-        head, _, body = named.partition(",")
+        head, _comma, body = named.partition(",")
         try:
             return {"bytes": base64.b64decode(body, validate=True) if head.endswith(";base64") else b"", "path": None}
         except (binascii.Error, ValueError):

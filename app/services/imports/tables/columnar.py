@@ -15,6 +15,7 @@ from app.services.imports.tables.rows import (
     TableRow,
     check_column,
 )
+from illume.phrases import _
 
 MAX_ROW_GROUP = 2 * 1024 * 1024 * 1024
 PARQUET_ROWS = 16
@@ -31,7 +32,7 @@ def parquet_rows(
     from pyarrow import parquet
 
     if path is None:
-        raise Invalid("A Parquet file cannot be inside a zip: import it as it is.", field="file")
+        raise Invalid(_("A Parquet file cannot be inside a zip: import it as it is."), field="file")
     try:
         with parquet.ParquetFile(path) as file:
             groups, number = choose_groups(file.metadata, after)
@@ -48,11 +49,18 @@ def parquet_rows(
                             if number > after:
                                 yield TableRow(number, values)
                 except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
-                    lost = Invalid(f"Rows {number + 1:,} to {end:,} of the Parquet file cannot be read: {why(error)}.")
+                    lost = Invalid(
+                        _(
+                            "Rows %(value)s to %(end)s of the Parquet file cannot be read: %(error)s.",
+                            value=f"{number + 1:,}",
+                            end=f"{end:,}",
+                            error=why(error),
+                        )
+                    )
                     for number in range(number + 1, end + 1):  # noqa: B020 - goes on from where it was
                         yield TableRow(number, lost) if number > after else None
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise Invalid(f"The Parquet file cannot be read: {why(error)}.", field="file") from error
+        raise Invalid(_("The Parquet file cannot be read: %(error)s.", error=why(error)), field="file") from error
 
 
 def why(error: Exception) -> str:
@@ -76,7 +84,10 @@ def row_values(row: Any) -> dict[str, Any] | Invalid:
         try:
             values[name] = column[0].as_py()
         except (ValueError, OverflowError):
-            return Invalid(f"{name[:60]}: the value of type {column.type} is out of range.", field=name[:200])
+            return Invalid(
+                _("%(name)s: the value of type %(type)s is out of range.", name=name[:60], type=column.type),
+                field=name[:200],
+            )
     return values
 
 
@@ -86,13 +97,20 @@ def choose_groups(metadata: Any, after: int) -> tuple[list[int], int]:
     What a footer says about rows and bytes is not believed: it only refuses a file early.
     """
     if metadata.num_rows > MAX_ROWS:
-        raise Invalid(f"The Parquet file says that it has {metadata.num_rows:,} rows: {TOO_MANY_ROWS}", field="file")
+        raise Invalid(
+            _(
+                "The Parquet file says that it has %(num_rows)s rows: %(too_many_rows)s",
+                num_rows=f"{metadata.num_rows:,}",
+                too_many_rows=TOO_MANY_ROWS,
+            ),
+            field="file",
+        )
     groups: list[int] = []
     before = 0
     for group in range(metadata.num_row_groups):
         about = metadata.row_group(group)
         if about.total_byte_size > MAX_ROW_GROUP:
-            raise Invalid("A row group of the Parquet file is over 2 GB: write smaller ones.", field="file")
+            raise Invalid(_("A row group of the Parquet file is over 2 GB: write smaller ones."), field="file")
         if not groups and before + about.num_rows <= after:
             before += about.num_rows
         else:
@@ -104,7 +122,14 @@ def columns_to_read(file: Any, columns: Sequence[str] | None) -> list[str] | Non
     """The columns to read of a Parquet file: to count its rows takes the smallest. Raises `Invalid` for too many."""
     names = list(file.schema_arrow.names)
     if len(names) > MAX_COLUMNS:
-        raise Invalid(f"The Parquet file has {len(names):,} columns; at most {MAX_COLUMNS} are read.", field="file")
+        raise Invalid(
+            _(
+                "The Parquet file has %(count)s columns; at most %(max_columns)s are read.",
+                count=f"{len(names):,}",
+                max_columns=MAX_COLUMNS,
+            ),
+            field="file",
+        )
     for name in names:
         check_column(name)
     if columns is None or columns or not file.metadata.num_row_groups:

@@ -13,6 +13,7 @@ from app.errors import Invalid
 from app.services.imports.tables.encodings import UTF_8, is_text, not_encoded, text_lines
 from app.services.imports.tables.headers import Header, is_too_long, read_header, row_values
 from app.services.imports.tables.rows import MAX_LINE, OpenTable, TableRow
+from illume.phrases import _, ngettext
 
 MAX_RECORD_LINES = 1000
 OVERLONG = "\udcff a line that was cut off"
@@ -41,11 +42,13 @@ def csv_rows(open_table: OpenTable, encoding: str = UTF_8) -> Generator[TableRow
     with open_table() as source:
         start = read_start(source, encoding)
         records = CsvRecords(start.lines, start.delimiter, start.above)
-        _, header = next(records, (1, []))
+        _rest, header = next(records, (1, []))
         if isinstance(header, Invalid):
-            raise Invalid(f"The header of the CSV file cannot be read: {header.detail}", field="file")
+            raise Invalid(
+                _("The header of the CSV file cannot be read: %(detail)s", detail=header.detail), field="file"
+            )
         if not is_text("".join(header)):
-            raise Invalid(f"The header {not_encoded(encoding)}", field="file")
+            raise Invalid(_("The header %(encoding)s", encoding=not_encoded(encoding)), field="file")
         for row in csv_body_rows(records, read_header(header, "CSV file"), encoding):
             yield with_line_feeds(row) if start.by_return else row
 
@@ -70,7 +73,7 @@ def read_start(source: IO[bytes], encoding: str) -> Start:
     named = NAMED_DELIMITER.fullmatch(first)
     sample = [next(lines, "") if named else first]
     if len(sample[0]) > csv.field_size_limit():
-        raise Invalid("The first line is far too long for the header of a CSV file.", field="file")
+        raise Invalid(_("The first line is far too long for the header of a CSV file."), field="file")
     by_return = first.endswith("\r")
     if named:
         return Start(named.group(1), 1, chain(sample, lines), by_return)
@@ -143,17 +146,17 @@ class CsvRecords(Iterator[tuple[int, list[str] | Invalid]]):
         if self._has(0) and self._ahead[0] is OVERLONG:
             self._number += 1
             del self._ahead[0]
-            return number, Invalid(f"The line is over {MAX_LINE >> 20} MB.")
+            return number, Invalid(_("The line is over %(value)s MB.", value=MAX_LINE >> 20))
         found, used, more = self._parse(1)
         if more:
-            found, used, _ = self._parse(MAX_RECORD_LINES)
+            found, used, _rest = self._parse(MAX_RECORD_LINES)
             if not isinstance(found, list) or (self.width is not None and not is_row(found, Header({}, self.width))):
-                found, used = Invalid("The line is not valid CSV: the quote that opens in it is not closed."), 1
+                found, used = Invalid(_("The line is not valid CSV: the quote that opens in it is not closed.")), 1
         if not used:
             raise StopIteration
         self._number += used
         del self._ahead[:used]
-        return number, Invalid("The line is not valid CSV.") if found is None else found
+        return number, Invalid(_("The line is not valid CSV.")) if found is None else found
 
     def _parse(self, most: int) -> tuple[list[str] | Invalid | None, int, bool]:
         """Parse a record of up to `most` lines: its fields, the number of lines read, and whether it needs more."""
@@ -172,7 +175,7 @@ class CsvRecords(Iterator[tuple[int, list[str] | Invalid]]):
         try:
             return next(csv.reader(feed(), delimiter=self._delimiter, strict=True), []), used, more
         except csv.Error as error:
-            wrong = None if more or used > 1 else Invalid(f"The line is not valid CSV: {error}.")
+            wrong = None if more or used > 1 else Invalid(_("The line is not valid CSV: %(error)s.", error=error))
             return wrong, used, more
 
     def _has(self, place: int) -> bool:
@@ -194,9 +197,11 @@ def csv_body_rows(records: CsvRecords, header: Header, encoding: str) -> Iterato
         elif not any(fields):
             continue
         elif not is_row(fields, header):
-            count = "1 field" if len(fields) == 1 else f"{len(fields)} fields"
-            yield TableRow(number, Invalid(f"The line has {count}, the header has {header.width}."))
+            count = ngettext("%(num)s field", "%(num)s fields", len(fields))
+            yield TableRow(
+                number, Invalid(_("The line has %(count)s, the header has %(width)s.", count=count, width=header.width))
+            )
         elif not is_text("".join(fields)):
-            yield TableRow(number, Invalid(f"The line {not_encoded(encoding)}"))
+            yield TableRow(number, Invalid(_("The line %(encoding)s", encoding=not_encoded(encoding))))
         else:
             yield TableRow(number, row_values(fields, header))

@@ -12,6 +12,7 @@ from typing import IO
 
 from app.errors import Invalid
 from app.services.imports.tables.rows import MAX_LINE, OpenTable
+from illume.phrases import _
 
 UTF_8 = "utf-8"
 ENCODINGS = {
@@ -94,7 +95,9 @@ def check_encoding(text: str) -> str:
         name = ""
     found = next((one for one in ENCODINGS if codecs.lookup(one).name == name), None)
     if found is None:
-        raise Invalid(f"encoding: '{text[:60]}' is none of {', '.join(ENCODINGS)}.", field="encoding")
+        raise Invalid(
+            _("encoding: '%(text)s' is none of %(list)s.", text=text[:60], list=", ".join(ENCODINGS)), field="encoding"
+        )
     return found
 
 
@@ -112,7 +115,7 @@ def marked_encoding(first: bytes) -> str:
     if low > len(first) // 8 and not high:
         return "utf-16-be"
     if b"\x00" in first[:4]:
-        raise Invalid("The file is not a text file: its first bytes contain NUL.", field="file")
+        raise Invalid(_("The file is not a text file: its first bytes contain NUL."), field="file")
     return UTF_8
 
 
@@ -241,5 +244,8 @@ def is_text(text: str) -> bool:
 def not_encoded(encoding: str) -> str:
     """What to say of a text of which something could not be decoded."""
     if encoding == UTF_8:
-        return "is not UTF-8: save the file as UTF-8."
-    return f"is not {ENCODINGS.get(encoding, encoding)}: choose another encoding, or save the file as UTF-8."
+        return _("is not UTF-8: save the file as UTF-8.")
+    return _(
+        "is not %(encoding)s: choose another encoding, or save the file as UTF-8.",
+        encoding=ENCODINGS.get(encoding, encoding),
+    )

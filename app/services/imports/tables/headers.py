@@ -8,6 +8,7 @@ from typing import Any
 
 from app.errors import Invalid
 from app.services.imports.tables.rows import MAX_COLUMNS, check_column
+from illume.phrases import _
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +23,20 @@ def read_header(names: Sequence[str], what: str) -> Header:
     """Read the header of a table, `what`. Raises `Invalid` if it names no columns, one twice, or too many."""
     named = {place: name.strip() for place, name in enumerate(names) if name.strip()}
     if not named:
-        raise Invalid(f"The {what} has no header with the names of its columns.", field="file")
+        raise Invalid(_("The %(what)s has no header with the names of its columns.", what=what), field="file")
     if len(named) > MAX_COLUMNS:
-        raise Invalid(f"The header has {len(named):,} columns; at most {MAX_COLUMNS} are read.", field="file")
+        raise Invalid(
+            _(
+                "The header has %(count)s columns; at most %(max_columns)s are read.",
+                count=f"{len(named):,}",
+                max_columns=MAX_COLUMNS,
+            ),
+            field="file",
+        )
     seen: set[str] = set()
     for name in named.values():
         if name in seen:
-            raise Invalid(f"The header has the column '{name[:60]}' twice.", field="file")
+            raise Invalid(_("The header has the column '%(name)s' twice.", name=name[:60]), field="file")
         check_column(name)
         seen.add(name)
     return Header(named, max(named) + 1)

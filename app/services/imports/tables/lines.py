@@ -11,6 +11,7 @@ import orjson
 from app.errors import Invalid
 from app.services.imports.tables.encodings import UTF_8, text_lines, to_utf8
 from app.services.imports.tables.rows import MAX_LINE, OpenTable, TableRow
+from illume.phrases import _
 
 MAX_DOCUMENT = 256 * 1024 * 1024
 KEY_COLUMN = "key"
@@ -39,7 +40,7 @@ def ndjson_rows(open_table: OpenTable, encoding: str = UTF_8) -> Generator[Table
     with open_table() as source:
         for number, (line, cut) in enumerate(read_lines(source, encoding), 1):
             if cut:
-                yield TableRow(number, Invalid(f"The line is over {MAX_LINE >> 20} MB."))
+                yield TableRow(number, Invalid(_("The line is over %(value)s MB.", value=MAX_LINE >> 20)))
             elif not line.isspace():
                 yield TableRow(number, parse_object(line))
 
@@ -52,10 +53,12 @@ def parse_object(line: bytes) -> dict[str, Any] | Invalid:
         try:
             item = parse_with_nan(line)
         except UnicodeDecodeError as wrong:
-            return Invalid(f"The line is not UTF-8 (byte {wrong.start + 1}): save the file as UTF-8.")
+            return Invalid(_("The line is not UTF-8 (byte %(value)s): save the file as UTF-8.", value=wrong.start + 1))
         except (ValueError, RecursionError):
-            return Invalid(f"The line is not valid JSON: {error.msg} (character {error.pos + 1}).")
-    return item if isinstance(item, dict) else Invalid("The line is not a JSON object.")
+            return Invalid(
+                _("The line is not valid JSON: %(msg)s (character %(value)s).", msg=error.msg, value=error.pos + 1)
+            )
+    return item if isinstance(item, dict) else Invalid(_("The line is not a JSON object."))
 
 
 def parse_with_nan(data: bytes) -> Any:
@@ -71,7 +74,9 @@ def json_rows(open_table: OpenTable, encoding: str = UTF_8) -> Generator[TableRo
     with open_table() as source:
         data = source.read(MAX_DOCUMENT + 1)
     if len(data) > MAX_DOCUMENT:
-        raise Invalid(f"A .json file may be at most {MAX_DOCUMENT >> 20} MB: use .jsonl for more.", field="file")
+        raise Invalid(
+            _("A .json file may be at most %(value)s MB: use .jsonl for more.", value=MAX_DOCUMENT >> 20), field="file"
+        )
     if encoding != UTF_8:
         data = to_utf8(data, encoding)
     document = parse_document(data)
@@ -81,7 +86,7 @@ def json_rows(open_table: OpenTable, encoding: str = UTF_8) -> Generator[TableRo
     del data  # as large as the document made from it
     for number, values in enumerate(document_rows(document), 1):
         fine = isinstance(values, dict)
-        yield TableRow(number, values if fine else Invalid("The row is not a JSON object."))
+        yield TableRow(number, values if fine else Invalid(_("The row is not a JSON object.")))
 
 
 def parse_document(data: bytes) -> Any:
@@ -89,13 +94,13 @@ def parse_document(data: bytes) -> Any:
     try:
         return orjson.loads(data.removeprefix(b"\xef\xbb\xbf"))
     except orjson.JSONDecodeError as error:
-        first, _, rest = data.lstrip().partition(b"\n")
+        first, _break, rest = data.lstrip().partition(b"\n")
         if rest.strip() and isinstance(parse_object(first), dict):
             return None
         try:
             return parse_with_nan(data)
         except UnicodeDecodeError as wrong:
-            raise Invalid("The file is not UTF-8: save it as UTF-8.", field="file") from wrong
+            raise Invalid(_("The file is not UTF-8: save it as UTF-8."), field="file") from wrong
         except (ValueError, RecursionError):
             reason = f"The file is not valid JSON: {error.msg} (line {error.lineno})."
             raise Invalid(reason, field="file") from error
@@ -107,7 +112,7 @@ def document_rows(document: Any) -> Iterator[Any]:
         yield from document
         return
     if not isinstance(document, dict) or not document:
-        raise Invalid("The JSON file contains no list of rows.", field="file")
+        raise Invalid(_("The JSON file contains no list of rows."), field="file")
     values = list(document.values())
     if all(isinstance(value, list) for value in values):
         yield from column_rows(document)
@@ -116,20 +121,20 @@ def document_rows(document: Any) -> Iterator[Any]:
         by_column = len(values) > 1 and "question" in document
         if by_column:  # as pandas writes a data frame: by column, then by row
             if len({len(one) for one in keys}) != 1:
-                raise Invalid("The columns of the JSON file have different lengths.", field="file")
+                raise Invalid(_("The columns of the JSON file have different lengths."), field="file")
             for key in keys[0]:
                 yield {column: rows.get(key) for column, rows in document.items()}
         else:
             for key, row in document.items():
                 yield {KEY_COLUMN: key, **row}
     else:
-        raise Invalid("The JSON file contains neither a list of rows, nor named rows, nor columns.", field="file")
+        raise Invalid(_("The JSON file contains neither a list of rows, nor named rows, nor columns."), field="file")
 
 
 def column_rows(document: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
     """The rows of a document with a list of values per column."""
     lengths = {len(values) for values in document.values()}
     if len(lengths) != 1:
-        raise Invalid("The columns of the JSON file have different lengths.", field="file")
+        raise Invalid(_("The columns of the JSON file have different lengths."), field="file")
     for row in zip(*document.values(), strict=True):
         yield dict(zip(document, row, strict=True))

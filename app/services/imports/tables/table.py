@@ -19,6 +19,7 @@ from app.services.imports.tables.encodings import MARKS, UTF_8, guess_encoding, 
 from app.services.imports.tables.lines import json_rows, ndjson_rows
 from app.services.imports.tables.rows import SKIPPED_ROWS, OpenTable, TableRow
 from app.services.imports.tables.workbooks import list_sheets, sheet_rows
+from illume.phrases import _
 
 OLD_EXCEL = b"\xd0\xcf\x11\xe0"
 TEXT_SUFFIXES = (".txt", ".text")
@@ -152,7 +153,7 @@ def detect_kind(name: str, first: bytes) -> TableKind:
         return TableKind.parquet
     if first.startswith(OLD_EXCEL):
         raise Invalid(
-            "The file is an Excel file of an old kind (.xls), or has a password: save it as .xlsx without one.",
+            _("The file is an Excel file of an old kind (.xls), or has a password: save it as .xlsx without one."),
             field="file",
         )
     suffix = PurePosixPath(name.lower()).suffix
@@ -161,7 +162,7 @@ def detect_kind(name: str, first: bytes) -> TableKind:
         return known
     marked = first.startswith(tuple(MARKS)) or suffix in TEXT_SUFFIXES
     if b"\x00" in first and not marked:
-        raise Invalid("The file is neither a table (.jsonl, .csv, .json, .xlsx, .parquet) nor a zip.", field="file")
+        raise Invalid(_("The file is neither a table (.jsonl, .csv, .json, .xlsx, .parquet) nor a zip."), field="file")
     start = first.decode(marked_encoding(first) if marked else UTF_8, "ignore").removeprefix("\ufeff").lstrip()[:1]
     if suffix in TEXT_SUFFIXES and start not in ("[", "{"):
         return TableKind.csv

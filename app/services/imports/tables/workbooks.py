@@ -13,6 +13,7 @@ from typing import Any
 from app.errors import Invalid
 from app.services.imports.tables.headers import is_too_long, read_header, row_values
 from app.services.imports.tables.rows import MAX_COLUMN_NAME, SKIPPED_ROWS, OpenTable, TableRow
+from illume.phrases import _
 
 MAX_SHEET_ROWS = 1_048_576
 MAX_SHEET_COLUMNS = 16_384
@@ -38,7 +39,9 @@ def opened(open_table: OpenTable) -> Iterator[Any]:
             raise
         except Exception as error:  # of whatever class; its words may name files of this machine
             cause = error.__cause__ or error.__context__ or error
-            raise Invalid(f"The Excel file cannot be read: {type(cause).__name__}.", field="file") from error
+            raise Invalid(
+                _("The Excel file cannot be read: %(name)s.", name=type(cause).__name__), field="file"
+            ) from error
         try:
             yield book
         finally:
@@ -49,7 +52,7 @@ def shown_sheets(book: Any) -> list[Any]:
     """The sheets of a workbook that are not hidden. Raises `Invalid` where there is none."""
     sheets = [sheet for sheet in book.worksheets if sheet.sheet_state == VISIBLE]
     if not sheets:
-        raise Invalid("The Excel file has no sheet with cells.", field="file")
+        raise Invalid(_("The Excel file has no sheet with cells."), field="file")
     return sheets
 
 
@@ -78,11 +81,24 @@ def sheet_rows(open_table: OpenTable) -> Generator[TableRow | None, None, None]:
                 used = max(place for place, one in enumerate(fields, 1) if one not in (None, ""))
                 yield TableRow(
                     number,
-                    Invalid(f"The row has {used} {'cell' if used == 1 else 'cells'}, the header has {header.width}."),
+                    Invalid(
+                        _(
+                            "The row has %(used)s %(value)s, the header has %(width)s.",
+                            used=used,
+                            value="cell" if used == 1 else "cells",
+                            width=header.width,
+                        )
+                    ),
                 )
             elif (broken := find_error(cells, header.columns)) is not None:
                 column, error = broken
-                yield TableRow(number, Invalid(f"{column[:60]}: the cell shows the error {error}.", field=column))
+                yield TableRow(
+                    number,
+                    Invalid(
+                        _("%(column)s: the cell shows the error %(error)s.", column=column[:60], error=error),
+                        field=column,
+                    ),
+                )
             else:
                 yield TableRow(number, row_values(fields, header))
         if header is None:
@@ -96,9 +112,11 @@ def numbered_rows(sheet: Any) -> Iterator[tuple[int, Sequence[Any]]]:
     for number, cells in enumerate(sheet.iter_rows(), 1):
         total += len(cells)
         if number > MAX_SHEET_ROWS or len(cells) > MAX_SHEET_COLUMNS:
-            raise Invalid("The sheet has more rows or columns than Excel allows.", field="file")
+            raise Invalid(_("The sheet has more rows or columns than Excel allows."), field="file")
         if total > MAX_CELLS:
-            raise Invalid(f"The sheet has over {MAX_CELLS:,} cells: save it as CSV.", field="file")
+            raise Invalid(
+                _("The sheet has over %(max_cells)s cells: save it as CSV.", max_cells=f"{MAX_CELLS:,}"), field="file"
+            )
         yield number, cells
 
 

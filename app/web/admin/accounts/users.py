@@ -25,21 +25,18 @@ from app.web.accounts.tokens import Secret, TokensView
 from app.web.admin.frame import back_to
 from app.web.forms import Field
 from app.web.rendering import page, shell_for
+from illume.phrases import _, pgettext
 
 router = APIRouter()
 ROLE_OPTIONS = (
-    ("critic", "critic: judges"),
-    ("reviewer", "reviewer: sees everything, decides reviews"),
-    ("viewer", "viewer: sees everything"),
-    ("admin", "admin: can do everything"),
+    ("critic", _("critic: judges")),
+    ("reviewer", _("reviewer: sees everything, decides reviews")),
+    ("viewer", _("viewer: sees everything")),
+    ("admin", _("admin: can do everything")),
 )
 NOT_A_MEMBER = ""
 MOST_INVITATIONS = 100
-IN_NO_PROJECT = "They do not belong to a project yet, and have nothing to do until you add them to one."
-LINK_TITLES = {
-    LinkPurpose.invitation: "Send this link to {}. It lets them choose a password once, within 7 days.",
-    LinkPurpose.password: "Send this link to {}. It lets them choose a new password once, within a day.",
-}
+IN_NO_PROJECT = _("They do not belong to a project yet, and have nothing to do until you add them to one.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +85,7 @@ class UserView:
     disabled: bool
     is_me: bool
     has_password: bool
+    passwords: bool
     link: OneTimeLink | None
     projects: tuple[ProjectRole, ...]
     tokens: TokensView
@@ -114,7 +112,7 @@ def project_choices(session: Session, actor: Actor, chosen: Sequence[str]) -> tu
 def parse_role(text: str) -> Role:
     """The role named `text`. Raises `Invalid`."""
     if text not in set(Role):
-        raise Invalid("Choose one of the roles.", field="role")
+        raise Invalid(_("Choose one of the roles."), field="role")
     return Role(text)
 
 
@@ -140,10 +138,10 @@ def list_page(
 
     email = Field(
         "email",
-        "Email",
+        _("Email"),
         "area",
         typed.email,
-        help="One or more, each on its own line. You get a link for each person, with which they choose a password.",
+        help=_("One or more, each on its own line. You get a link for each person, with which they choose a password."),
         rows=2,
         problem=problem("email"),
         required=True,
@@ -151,19 +149,19 @@ def list_page(
     )
     view = UsersView(
         rows=tuple(user_row(person, memberships[person.id]) for person in people),
-        fields=(email, Field("role", "Role", "select", typed.role, options=ROLE_OPTIONS, problem=problem("role"))),
+        fields=(email, Field("role", _("Role"), "select", typed.role, options=ROLE_OPTIONS, problem=problem("role"))),
         projects=project_choices(session, who.actor, typed.projects),
         problem="" if typed.field in ("email", "role") else typed.problem,
         secrets=tuple(secrets),
     )
-    shell = shell_for(request, who.actor, who.csrf_token, title="Users", section="users")
+    shell = shell_for(request, who.actor, who.csrf_token, title=_("Users"), section="users")
     return page("admin/accounts/users.html", shell=shell, view=view, status=status)
 
 
 def user_row(person: User, roles: Mapping[str, Role]) -> UserRow:
     """A person in the list. A role in a project is named where it differs from the person's own."""
     named = [slug if role is person.role else f"{slug} ({role})" for slug, role in roles.items()]
-    everywhere = "all" if person.role is Role.admin else ", ".join(named)
+    everywhere = pgettext("projects", "all") if person.role is Role.admin else ", ".join(named)
     return UserRow(
         id=str(person.id),
         email=person.email,
@@ -194,7 +192,9 @@ def add(request: Request, session: SessionDep, who: Poster, form: Form) -> Respo
     typed, role, slugs = text_of(form, "email"), text_of(form, "role"), tuple(texts_of(form, "projects"))
     addresses = tuple(dict.fromkeys(re.split(r"[\s,;]+", typed.strip())))
     if len(addresses) > MOST_INVITATIONS:
-        error: Invalid | Conflict = Invalid(f"Add at most {MOST_INVITATIONS} people at once.", field="email")
+        error: Invalid | Conflict = Invalid(
+            _("Add at most %(most_invitations)s people at once.", most_invitations=MOST_INVITATIONS), field="email"
+        )
         return list_page(request, session, who, UserForm(typed, role, slugs, error.detail, "email"), status=422)
     secrets: list[Secret] = []
     problems: dict[str, Invalid | Conflict] = {}
@@ -202,7 +202,8 @@ def add(request: Request, session: SessionDep, who: Poster, form: Form) -> Respo
         try:
             with session.begin_nested():
                 person = users.add_user(session, who.actor, email=email, role=parse_role(role), project_slugs=slugs)
-            secrets.append(show_link(session, who.actor, person, LinkPurpose.invitation))
+            if get_settings().passwords:
+                secrets.append(show_link(session, who.actor, person, LinkPurpose.invitation))
         except (Invalid, Conflict) as found:
             problems[email] = found
     if not problems:
@@ -216,11 +217,17 @@ def add(request: Request, session: SessionDep, who: Poster, form: Form) -> Respo
 
 def show_link(session: Session, actor: Actor, person: User, purpose: LinkPurpose) -> Secret:
     """Make a one-time link for a person, to be shown once."""
-    _, plain = one_time_links.make_link(session, actor, person.id, purpose)
-    title = LINK_TITLES[purpose].format(person.email)
+    _link, plain = one_time_links.make_link(session, actor, person.id, purpose)
+    title = (
+        _("Send this link to %(email)s. It lets them choose a password once, within 7 days.", email=person.email)
+        if purpose is LinkPurpose.invitation
+        else _(
+            "Send this link to %(email)s. It lets them choose a new password once, within a day.", email=person.email
+        )
+    )
     is_nowhere = person.role is not Role.admin and not users.list_project_roles(session, [person.id]).get(person.id)
     if purpose is LinkPurpose.invitation and is_nowhere:
-        title = f"{title} {IN_NO_PROJECT}"
+        title = _("%(title)s %(more)s", title=title, more=IN_NO_PROJECT)
     return Secret(title, f"{get_settings().address}/account/link/{plain}")
 
 
@@ -250,6 +257,7 @@ def user_page(
         disabled=person.disabled_at is not None,
         is_me=person.id == who.actor.user_id,
         has_password=person.password_hash is not None,
+        passwords=get_settings().passwords,
         link=one_time_links.find_open_link(session, person.id),
         projects=tuple(ProjectRole(one.slug, one.name, str(roles.get(one.slug, NOT_A_MEMBER))) for one in all_projects),
         tokens=tokens.tokens_view(session, who.actor, person.id, base=f"/admin/users/{person.id}", sets_limit=True),

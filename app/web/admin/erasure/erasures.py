@@ -20,20 +20,25 @@ from app.web.access import Form, Me, Poster, SignedIn, text_of
 from app.web.admin.frame import back_to
 from app.web.rendering import page, shell_for
 from app.web.words import image_url
+from illume.phrases import _, kept
 
 router = APIRouter()
 Kind = Literal["users", "images", "projects"]
-TITLES = {"users": "Erase {}", "images": "Erase this image", "projects": "Erase the project {}"}
 BACK = {"users": "/admin/users/{}", "images": "/admin", "projects": "/admin/projects/{}/settings"}
 EXPLANATIONS = {
-    "users": "Their address, password, tokens and memberships are erased at once, and soon after everything they said: "
-    "picks, their own explanations, comments, times and notes. Other critics can then judge those prompts again.",
-    "images": "The image, and in every project the prompts that show it, with their questions, explanations and "
-    "verdicts.",
-    "projects": "Prompts, explanations, verdicts, imports, settings, adapters, and images that no other project shows. "
-    "Only figures remain of its training rounds and versions.",
+    "users": _(
+        "Their address, password, tokens and memberships are erased at once, and soon after everything they said: "
+        "picks, their own explanations, comments, times and notes. Other critics can then judge those prompts again."
+    ),
+    "images": _(
+        "The image, and in every project the prompts that show it, with their questions, explanations and verdicts."
+    ),
+    "projects": _(
+        "Prompts, explanations, verdicts, imports, settings, adapters, and images that no other project shows. "
+        "Only figures remain of its training rounds and versions."
+    ),
 }
-WHAT_STAYS = (
+WHAT_STAYS = _(
     "Snapshots keep their hashes and show how many rows have been erased; training rounds that used them can no longer "
     "be repeated exactly. Models trained on this data are not changed, nor are copies made elsewhere: exports, backups "
     "and webhook deliveries."
@@ -78,15 +83,22 @@ def find_loss(session: Session, actor: Actor, kind: Kind, subject: str) -> Erasu
     return erasures.project_impact(session, actor, subject)
 
 
+def title_of(kind: Kind, name: str) -> str:
+    """What would be done."""
+    if kind == "users":
+        return _("Erase %(name)s", name=name)
+    return _("Erase this image") if kind == "images" else _("Erase the project %(name)s", name=name)
+
+
 def confirm_page(
     request: Request, session: Session, who: SignedIn, kind: Kind, subject: str, *, problem: str = "", status: int = 200
 ) -> Response:
     """What would be lost, with the form that confirms it."""
     loss = find_loss(session, who.actor, kind, subject)
     counts = tuple((name, getattr(loss, name)) for name in ("verdicts", "prompts", "images", "tokens", "snapshots"))
-    names = {"snapshots": "snapshots affected"} | ({"images": "images, at least"} if loss.images_at_least else {})
+    names = {"snapshots": _("snapshots affected")} | ({"images": _("images, at least")} if loss.images_at_least else {})
     view = EraseView(
-        title=TITLES[kind].format(loss.name),
+        title=title_of(kind, loss.name),
         words=EXPLANATIONS[kind],
         stays=WHAT_STAYS,
         counts=tuple((names.get(name, name), n) for name, n in counts if n),
@@ -113,7 +125,7 @@ def erase(request: Request, session: SessionDep, who: Poster, form: Form, kind: 
     loss = find_loss(session, who.actor, kind, subject)
     wanted = "erase" if kind == "images" else loss.name
     if text_of(form, "typed").strip() != wanted:
-        problem = f"Nothing has been erased: type {wanted} to confirm."
+        problem = _("Nothing has been erased: type %(wanted)s to confirm.", wanted=wanted)
         return confirm_page(request, session, who, kind, subject, problem=problem, status=422)
     try:
         if kind == "users":
@@ -132,7 +144,7 @@ def erase(request: Request, session: SessionDep, who: Poster, form: Form, kind: 
 def index(request: Request, session: SessionDep, who: Me) -> Response:
     """List erasures, the newest first."""
     found = erasures.list_erasures(session, who.actor, limit=200).items
-    shell = shell_for(request, who.actor, who.csrf_token, title="Erasures", section="users")
+    shell = shell_for(request, who.actor, who.csrf_token, title=_("Erasures"), section="users")
     return page("admin/erasure/erasures.html", shell=shell, view=tuple(erasure_row(one) for one in found))
 
 
@@ -143,7 +155,7 @@ def erasure_row(one: Erasure) -> ErasureRow:
         what=f"{one.kind} {subject}",
         state=str(one.state),
         counts=", ".join(f"{name} {one.counts[name]}" for name in NAMES if one.counts.get(name)) or "–",
-        error=one.error or "",
+        error=kept(one.error, one.error_phrase),
         asked=one.created_at,
         done=one.finished_at,
     )

@@ -16,13 +16,14 @@ from sqlalchemy.orm import Session
 
 from app.errors import Invalid
 from app.http.dependencies import SessionDep
-from app.models import Project, Snapshot, Split
+from app.models import Project, Snapshot, Split, VersionKind
 from app.services.acceptance.counting import Aggregation
 from app.services.exports import plan
 from app.services.exports.plan import ExportRequest, parse_request
 from app.services.exports.shapes import Format, Task
 from app.services.kernel.actors import Actor
 from app.services.kernel.rights import Right
+from app.services.projects.projects import settings_of
 from app.services.rounds import snapshot_records, snapshots, versions
 from app.settings import get_settings
 from app.web.access import Form, Me, Poster, managed_project, text_of
@@ -33,6 +34,7 @@ from app.web.admin.rounds.rounds import COUNT_NAMES
 from app.web.errors import wants_fragment
 from app.web.forms import Field
 from app.web.rendering import fragment, page
+from illume.phrases import _
 
 router = APIRouter()
 TEMPLATE = "admin/exports/export.html"
@@ -40,22 +42,27 @@ PREVIEW_ROWS = 10
 LONGEST_CELL = 120
 SNAPSHOTS = 50
 FORMATS = (
-    (Format.records, "Complete verdicts (records)", "One row per verdict, with its prompt and all explanations."),
-    (Format.csv, "Verdicts as a flat table (CSV)", "One row per verdict, for spreadsheets, pandas and R."),
-    (Format.sft, "Supervised fine-tuning (TRL)", "One row per accepted text."),
-    (Format.preference, "Preference pairs, such as for DPO (TRL)", "One row per pair of a chosen and a rejected text."),
-    (Format.kto, "Labelled texts for KTO (TRL)", "One row per text, with whether it fits."),
-    (Format.sharegpt, "LLaMA-Factory (ShareGPT)", "One row per conversation, for the purpose below."),
+    (Format.records, _("Complete verdicts (records)"), _("One row per verdict, with its prompt and all explanations.")),
+    (Format.csv, _("Verdicts as a flat table (CSV)"), _("One row per verdict, for spreadsheets, pandas and R.")),
+    (Format.sft, _("Supervised fine-tuning (TRL)"), _("One row per accepted text.")),
+    (
+        Format.preference,
+        _("Preference pairs, such as for DPO (TRL)"),
+        _("One row per pair of a chosen and a rejected text."),
+    ),
+    (Format.kto, _("Labelled texts for KTO (TRL)"), _("One row per text, with whether it fits.")),
+    (Format.sharegpt, "LLaMA-Factory (ShareGPT)", _("One row per conversation, for the purpose below.")),
 )
-TASKS = ((Task.sft, "supervised fine-tuning"), (Task.preference, "preference pairs"), (Task.kto, "KTO"))
+OF_FIELDS = (Format.fields, _("Judged fields"), _("One row per verdict and field of the answer."))
+TASKS = ((Task.sft, _("supervised fine-tuning")), (Task.preference, _("preference pairs")), (Task.kto, "KTO"))
 AGGREGATIONS = (
-    ("", "as in the project's settings"),
-    (Aggregation.any, "when any critic picked it"),
-    (Aggregation.majority, "when more than half picked it"),
-    (Aggregation.all, "when all critics picked it"),
-    (Aggregation.each, "each critic separately"),
+    ("", _("as in the project's settings")),
+    (Aggregation.any, _("when any critic picked it")),
+    (Aggregation.majority, _("when more than half picked it")),
+    (Aggregation.all, _("when all critics picked it")),
+    (Aggregation.each, _("each critic separately")),
 )
-FILTERS = ("format", "task", "aggregation", "snapshot", "version", "critic", "since", "split")
+FILTERS = ("format", "task", "aggregation", "snapshot", "version", "critic", "since", "split", "machine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +121,7 @@ class ExportView:
 @router.get("/projects/{slug}/export")
 def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """Show what an export contains, with its download."""
-    frame = frame_of(request, session, who, slug, tab="Export", title="Export")
+    frame = frame_of(request, session, who, slug, tab="Export", title=_("Export"))
     view = export_view(request, session, who.actor, frame)
     if wants_fragment(request):
         return fragment(TEMPLATE, "result", shell=frame.shell, view=view)
@@ -139,7 +146,7 @@ def export_view(request: Request, session: Session, actor: Actor, frame: Frame) 
     return ExportView(
         slug=frame.project.slug,
         fields=tuple(fields_of(session, actor, frame.project, asked, kind, found, problem)),
-        about=next(text for form, _, text in FORMATS if form is wanted.format),
+        about=next(text for form, _name, text in (*FORMATS, OF_FIELDS) if form is wanted.format),
         problem=problem.detail,
         preview=preview,
         narrowed=bool(wanted.filters()) or wanted.since is not None,
@@ -195,25 +202,31 @@ def fields_of(
 ) -> list[Field]:
     """The fields of the form, with what was chosen."""
     known = versions.list_versions(session, actor, project)
-    numbers = [(str(one.id), f"Version {one.number}") for one in sorted(known, key=lambda one: one.number)]
+    numbers = [
+        (str(one.id), _("Version %(number)s", number=one.number)) for one in sorted(known, key=lambda one: one.number)
+    ]
     judges = plan.list_critics(session, actor, project)
-    frozen = [(str(one.id), f"Snapshot {one.number}: {one.name}") for one in found]
+    frozen = [(str(one.id), _("Snapshot %(number)s: %(name)s", number=one.number, name=one.name)) for one in found]
     if (chosen := asked.get("snapshot")) and chosen not in dict(frozen):
-        frozen.append((chosen, "the snapshot of the training round"))
+        frozen.append((chosen, _("the snapshot of the training round")))
+    formats = (*FORMATS, OF_FIELDS) if settings_of(session, project).answer_fields else FORMATS
     options: tuple[tuple[str, str, Sequence[tuple[str, str]]], ...] = (
-        ("format", "Format", [(form.value, label) for form, label, _ in FORMATS]),
-        ("as", "File", [("ndjson", "JSON lines"), ("parquet", "Parquet, images included")]),
-        ("task", "Purpose (LLaMA-Factory)", [(task.value, label) for task, label in TASKS]),
-        ("aggregation", "Accept a text", AGGREGATIONS),
-        ("snapshot", "As of", [("", "now"), *frozen]),
-        ("version", "Written by", [("", "any version"), *numbers]),
-        ("critic", "Critic", [("", "all"), *judges]),
+        ("format", _("Format"), [(form.value, label) for form, label, _about in formats]),
+        ("as", _("File"), [("ndjson", _("JSON lines")), ("parquet", _("Parquet, images included"))]),
+        ("task", _("Purpose (LLaMA-Factory)"), [(task.value, label) for task, label in TASKS]),
+        ("aggregation", _("Accept a text"), AGGREGATIONS),
+        ("snapshot", _("As of"), [("", _("now")), *frozen]),
+        ("version", _("Written by"), [("", _("any version")), *numbers]),
+        ("critic", _("Critic"), [("", _("all")), *judges]),
         (
             "split",
-            "Split",
-            [("", "all (train only, in training formats)"), *((split.value, split.value) for split in Split)],
+            _("Split"),
+            [("", _("all (train only, in training formats)")), *((split.value, split.value) for split in Split)],
         ),
     )
+    if asked.get("machine") or versions.list_versions(session, actor, project, kind=VersionKind.critic):
+        by_machine = [("", _("only by people")), ("true", _("also by the machine critic alone"))]
+        options = (*options, ("machine", _("Accepted"), by_machine))
     values = {**asked, "as": kind}
     made = [
         Field(
@@ -228,7 +241,7 @@ def fields_of(
     ]
     since = asked.get("since", "")
     made.append(
-        Field("since", "Since", "date", value=since, problem=problem.detail if problem.field == "since" else "")
+        Field("since", _("Since"), "date", value=since, problem=problem.detail if problem.field == "since" else "")
     )
     return made
 

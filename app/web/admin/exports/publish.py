@@ -23,6 +23,7 @@ from app.services.publishing.repositories import (
 from app.services.publishing.terms import parse_terms
 from app.web.access import Me, managed_project
 from app.web.forms import Field
+from illume.phrases import _
 
 router = APIRouter()
 
@@ -30,15 +31,22 @@ router = APIRouter()
 def publish_fields(snapshots: Sequence[Snapshot], versions: Sequence[ModelVersion]) -> tuple[Field, ...]:
     """The fields of the form; none if there is nothing to publish yet."""
     options = [
-        *((f"dataset-{one.number}", f"Dataset: snapshot {one.number}, {one.name}") for one in snapshots),
-        *((f"adapter-{one.number}", f"Adapter: version {one.number}") for one in versions if one.adapter),
+        *(
+            (f"dataset-{one.number}", _("Dataset: snapshot %(number)s, %(name)s", number=one.number, name=one.name))
+            for one in snapshots
+        ),
+        *(
+            (f"adapter-{one.number}", _("Adapter: version %(number)s", number=one.number))
+            for one in versions
+            if one.adapter
+        ),
     ]
     if not options:
         return ()
     return (
-        Field("what", "Repository", "select", value=options[0][0], options=tuple(options)),
-        Field("license", "Licence", help="As the Hub names it, such as cc-by-4.0."),
-        Field("language", "Languages", help="Tags such as en or pt-BR, with spaces between them."),
+        Field("what", _("Repository"), "select", value=options[0][0], options=tuple(options)),
+        Field("license", _("Licence"), help=_("As the Hub names it, such as cc-by-4.0.")),
+        Field("language", _("Languages"), help=_("Tags such as en or pt-BR, with spaces between them.")),
     )
 
 
@@ -69,7 +77,7 @@ def publish(
 
 def parse_what(what: str) -> tuple[RepositoryKind, int]:
     """A kind of repository and a number, as `dataset-3`. Raises `Invalid`."""
-    kind, _, number = what.partition("-")
+    kind, _dash, number = what.partition("-")
     if kind not in tuple(RepositoryKind) or not (number.isascii() and number.isdecimal() and len(number) < 10):
-        raise Invalid("what: name a dataset or an adapter by its number, such as dataset-3.", field="what")
+        raise Invalid(_("what: name a dataset or an adapter by its number, such as dataset-3."), field="what")
     return RepositoryKind(kind), int(number)

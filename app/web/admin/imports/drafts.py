@@ -15,40 +15,48 @@ from app.services.imports.layouts import ImportPlan, Layout, Target
 from app.services.imports.tables.encodings import ENCODINGS, UNICODE
 from app.services.imports.tables.table import TableForm, TableKind
 from app.services.prompts.val_split import VAL_SHARE
+from illume.phrases import _, ngettext
 
 SHOWN_TEXT = 160
 COUNTED_ROWS = 20_000
 LAYOUTS = {
-    Layout.own: "Match your columns.",
-    Layout.vqa_x: "This is VQA-X.",
-    Layout.act_x: "This is ACT-X.",
-    Layout.a_okvqa: "This is A-OKVQA.",
-    Layout.chat: "These are conversations: one question and its answer each.",
-    Layout.records: "These are records exported by Illume.",
-    Layout.label_studio: "These are tasks exported by Label Studio.",
-    Layout.argilla: "These are records exported by Argilla.",
-    Layout.potato: "These are items of Potato with their judgements.",
+    Layout.own: _("Match your columns."),
+    Layout.vqa_x: _("This is VQA-X."),
+    Layout.act_x: _("This is ACT-X."),
+    Layout.a_okvqa: _("This is A-OKVQA."),
+    Layout.chat: _("These are conversations: one question and its answer each."),
+    Layout.records: _("These are records exported by Illume."),
+    Layout.label_studio: _("These are tasks exported by Label Studio."),
+    Layout.argilla: _("These are records exported by Argilla."),
+    Layout.potato: _("These are items of Potato with their judgements."),
 }
 KINDS = {
-    TableKind.ndjson: "JSON, one object per line",
+    TableKind.ndjson: _("JSON, one object per line"),
     TableKind.json: "JSON document",
-    TableKind.parquet: "Parquet file",
+    TableKind.parquet: _("Parquet file"),
 }
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+SEPARATORS = {",": _("commas"), ";": _("semicolons"), "\t": _("tabs"), "|": _("vertical bars")}
 TARGETS = (
-    (Target.image, "Image"),
-    (Target.parts, "Texts and images in order"),
-    (Target.conversation, "Conversation"),
-    (Target.question, "Question"),
-    (Target.answer, "Answer"),
-    (Target.reference, "Reference explanation"),
-    (Target.candidate, "Explanation to judge"),
-    (Target.external_id, "External ID"),
-    (Target.split_name, "Split"),
-    (Target.priority, "Priority"),
-    (Target.metadata, "Metadata, kept as is"),
-    (Target.ignore, "Ignore"),
+    (Target.image, _("Image")),
+    (Target.parts, _("Texts and images in order")),
+    (Target.conversation, _("Conversation")),
+    (Target.question, _("Question")),
+    (Target.answer, _("Answer")),
+    (Target.reference, _("Reference explanation")),
+    (Target.candidate, _("Explanation to judge")),
+    (Target.external_id, _("External ID")),
+    (Target.split_name, _("Split")),
+    (Target.priority, _("Priority")),
+    (Target.metadata, _("Metadata, kept as is")),
+    (Target.ignore, _("Ignore")),
 )
+
+FIELD_TARGETS = (
+    (Target.policy, _("Policy, by its name or ID")),
+    (Target.field, _("Known value of the field of this name")),
+    (Target.gold, _("Known values, as JSON")),
+)
+"""What else columns may become where answers have fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +126,9 @@ def draft_view(found: Import, problem: str) -> DraftView:
         columns=tuple(
             ColumnRow(column, first_example(column, previewed), target.value) for column, target in plan.columns.items()
         ),
-        targets=tuple((target.value, label) for target, label in TARGETS),
+        targets=tuple(
+            (target.value, label) for target, label in (*TARGETS, *(FIELD_TARGETS if plan.answer_fields else ()))
+        ),
         split=plan.split.value,
         splits=tuple(Split),
         propose_val=plan.propose_val,
@@ -140,22 +150,37 @@ def describe_form(form: TableForm) -> str:
     """How a table is read, as a sentence."""
     if form.kind is TableKind.xlsx:
         others = len(form.sheets) - 1
-        rest = f", the first of {len(form.sheets)}; the others are not read" if others else ""
-        return f"Excel file, sheet “{form.sheets[0]}”{rest}."
+        sheet, count = form.sheets[0], len(form.sheets)
+        if others:
+            return _(
+                "Excel file, sheet “%(sheet)s”, the first of %(count)s; the others are not read.",
+                sheet=sheet,
+                count=count,
+            )
+        return _("Excel file, sheet “%(sheet)s”.", sheet=sheet)
     if form.kind is TableKind.csv:
         separator = SEPARATORS.get(form.delimiter, f"“{form.delimiter}”")
-        return f"Text in {ENCODINGS.get(form.encoding, form.encoding)}, separated by {separator}."
+        return _(
+            "Text in %(encodings)s, separated by %(separator)s.",
+            encodings=ENCODINGS.get(form.encoding, form.encoding),
+            separator=separator,
+        )
     return f"{KINDS[form.kind]}."
 
 
 def describe_val(plan: ImportPlan, rows: int) -> str:
     """What the switch that puts prompts into val would do with a table of so many rows, counted up to a limit."""
+    share = round(100 * VAL_SHARE)
     if not plan.lacks_split:
-        return f"Put {VAL_SHARE:.0%} of the images into val (rows without a split)".replace("%", " %")
+        return _("Put %(share)s %% of the images into val (rows without a split)", share=share)
     n = round(VAL_SHARE * rows)
-    many = "over" if rows == COUNTED_ROWS else "about"
-    some = f"{many} {n:,} prompt{'' if n == 1 else 's'}"
-    return f"These prompts have no val split: put {VAL_SHARE:.0%} of the images ({some}) into val".replace("%", " %")
+    if rows == COUNTED_ROWS:
+        some = ngettext("over %(count)s prompt", "over %(count)s prompts", n, count=f"{n:,}")
+    else:
+        some = ngettext("about %(count)s prompt", "about %(count)s prompts", n, count=f"{n:,}")
+    return _(
+        "These prompts have no val split: put %(share)s %% of the images (%(some)s) into val", share=share, some=some
+    )
 
 
 def first_example(column: str, previewed: Sequence[PreviewRow]) -> str:
@@ -167,9 +192,9 @@ def first_example(column: str, previewed: Sequence[PreviewRow]) -> str:
 def shorten(value: Any) -> str:
     """A value as a short text; of bytes, only their number."""
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-        return f"{value.get('path') or 'an image'}, {len(value['bytes']) >> 10} kB"
+        return _("%(name)s, %(size)s kB", name=value.get("path") or _("an image"), size=len(value["bytes"]) >> 10)
     if isinstance(value, bytes):
-        return f"{len(value) >> 10} kB"
+        return _("%(value)s kB", value=len(value) >> 10)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= SHOWN_TEXT else f"{text[:SHOWN_TEXT]}…"
 
@@ -183,7 +208,7 @@ def draft_row(plan: ImportPlan, one: PreviewRow) -> DraftRow:
         problem=one.problem,
         question=prompt.question if prompt else "",
         answer=(prompt.answer or "") if prompt else "",
-        split="train or val" if placed_later else prompt.split.value if prompt else "",
+        split=_("train or val") if placed_later else prompt.split.value if prompt else "",
         images=len(prompt.images) if prompt else 0,
         references=tuple(prompt.references) if prompt else (),
     )

@@ -41,6 +41,7 @@ from app.web.admin.imports.photos import MOST_PHOTOS
 from app.web.errors import wants_fragment
 from app.web.rendering import live, page
 from app.web.words import IMAGE_CHANGE_WORDS
+from illume.phrases import _, kept
 from illume.pictures import Change
 
 router = APIRouter()
@@ -139,7 +140,7 @@ def parse_split(form: FormData) -> Split:
     """The split chosen in a form. Raises `Invalid`."""
     text = text_of(form, "split", Split.train.value)
     if text not in set(Split):
-        raise Invalid("Choose one of the splits.", field="split")
+        raise Invalid(_("Choose one of the splits."), field="split")
     return Split(text)
 
 
@@ -149,7 +150,7 @@ def parse_split(form: FormData) -> Split:
 @router.get("/projects/{slug}/imports")
 def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """Show the form to upload a file, and the imports so far."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Import prompts", need=Right.reviews)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title=_("Import prompts"), need=Right.reviews)
     return list_page(session, who, frame)
 
 
@@ -187,7 +188,7 @@ def import_row(found: Import) -> ImportRow:
 @router.post("/projects/{slug}/imports", max_body_size=LARGEST_IMPORT)
 def add(request: Request, session: SessionDep, who: Uploader, form: Upload, slug: str) -> Response:
     """Store an uploaded file as a draft, to be checked first."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Import prompts", need=Right.reviews)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title=_("Import prompts"), need=Right.reviews)
     try:
         made = create_draft(session, who, frame, form)
     except Invalid as error:
@@ -201,7 +202,7 @@ def create_draft(session: Session, who: SignedIn, frame: Frame, form: FormData) 
     """Store the files of the form as a draft. Raises `Invalid`."""
     file, images = form.get("file"), form.get("images")
     if not isinstance(file, UploadFile) or not file.filename:
-        raise Invalid("Choose a file first.", field="file")
+        raise Invalid(_("Choose a file first."), field="file")
     return imports.create_import(
         session,
         who.actor,
@@ -228,7 +229,7 @@ def template(session: SessionDep, who: Me, slug: str, kind: str) -> Response:
     """Download a template file."""
     managed_project(session, who.actor, slug, Right.reviews)
     if kind not in import_templates.TEMPLATES:
-        raise NotFound("There is no such template.")
+        raise NotFound(_("There is no such template."))
     found = import_templates.TEMPLATES[kind]
     headers = {"Content-Disposition": f'attachment; filename="prompts.{kind}"'}
     return Response(found.make(), media_type=found.media_type, headers=headers)
@@ -249,10 +250,10 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, import_id: s
 
 def find(request: Request, session: Session, who: SignedIn, slug: str, import_id: str) -> tuple[Frame, Import]:
     """An import of the project, with the frame of its page. Raises `NotFound`."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Import", need=Right.reviews)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title=_("Import"), need=Right.reviews)
     found = imports.get_import(session, who.actor, parse_id(import_id))
     if found.project_id != frame.project.id:
-        raise NotFound("There is no such import in this project.")
+        raise NotFound(_("There is no such import in this project."))
     return frame, found
 
 
@@ -276,7 +277,7 @@ def import_view(session: Session, slug: str, found: Import, *, problem: str = ""
         added=found.added,
         unchanged=found.unchanged,
         rejected=found.rejected,
-        error=found.error or "",
+        error=kept(found.error, found.error_phrase),
         problems=tuple(problem_row(one) for one in problems),
         more=max(0, found.rejected - len(problems)),
         added_to_val=imports.added_to_val(found),
@@ -288,19 +289,18 @@ def import_view(session: Session, slug: str, found: Import, *, problem: str = ""
 
 def problem_row(problem: ImportProblem) -> ProblemRow:
     """A rejected line as the page shows it."""
-    return ProblemRow(problem.line, problem.field or "", problem.reason)
+    return ProblemRow(problem.line, problem.field or "", kept(problem.reason, problem.reason_phrase))
 
 
 def describe_state(found: Import) -> str:
     """The state of an import in words."""
     if found.state is ImportState.queued:
-        return "Waiting for a worker."
+        return _("Waiting for a worker.")
     if found.state is ImportState.running:
-        return "Reading the file." if found.total is None else "Importing."
+        return _("Reading the file.") if found.total is None else _("Importing.")
     if found.state is ImportState.succeeded:
-        what = "No lines were rejected." if not found.rejected else "Rejected lines are listed below."
-        return f"Done. {what}"
-    return "" if found.state is ImportState.draft else "The import failed. Prompts added before that remain."
+        return _("Done. Rejected lines are listed below.") if found.rejected else _("Done. No lines were rejected.")
+    return "" if found.state is ImportState.draft else _("The import failed. Prompts added before that remain.")
 
 
 @router.post("/projects/{slug}/imports/{import_id}/plan")

@@ -26,6 +26,7 @@ from app.web.access import Form, Me, Poster, ReviewerAhead, SignedIn, check_form
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.rendering import page
 from app.web.words import image_url
+from illume.phrases import _
 
 router = APIRouter()
 TEMPLATE = "admin/imports/photos.html"
@@ -114,11 +115,11 @@ def upload(request: Request, session: SessionDep, who: Uploader, form: Photos, s
 
     Photos that were stored before are named by `sha256` and `name`: the page sends large ones one at a time.
     """
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Photos", need=Right.reviews)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title=_("Photos"), need=Right.reviews)
     files = [one for one in form.getlist("photos") if isinstance(one, UploadFile) and one.size]
     stored_before = list(zip(texts_of(form, "sha256"), texts_of(form, "name"), strict=False))
     if not files or len(files) + len(stored_before) > MOST_PHOTOS:
-        problem = f"Choose from 1 to {MOST_PHOTOS} photos. For more, import a zip."
+        problem = _("Choose from 1 to %(most_photos)s photos. For more, import a zip.", most_photos=MOST_PHOTOS)
         return photos_page(frame, make_view(session, frame, (), problem=problem))
     rows = {sha256: PhotoRow(sha256, name[-200:]) for sha256, name in stored_before if SHA256.fullmatch(sha256)}
     unreadable = []
@@ -129,15 +130,15 @@ def upload(request: Request, session: SessionDep, who: Uploader, form: Photos, s
             rows.setdefault(stored.sha256, PhotoRow(stored.sha256, name))
         except (Invalid, TooLarge) as error:
             unreadable.append((name, error.detail))
-    problem = "" if rows else "None of the files could be read as an image."
-    view = make_view(session, frame, tuple(rows.values()), unreadable=tuple(unreadable), problem=problem)
+    none_read = "" if rows else _("None of the files could be read as an image.")
+    view = make_view(session, frame, tuple(rows.values()), unreadable=tuple(unreadable), problem=none_read)
     return photos_page(frame, view)
 
 
 @router.post("/projects/{slug}/imports/photos/prompts")
 def add(request: Request, session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
     """Add the prompts that were filled in. Those without a question, or with a problem, stay in the form."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Photos", need=Right.reviews)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title=_("Photos"), need=Right.reviews)
     columns = [texts_of(form, name) for name in FIELDS]
     rows = [PhotoRow(*(text.replace("\r\n", "\n") for text in values)) for values in zip(*columns, strict=False)]
     common, split = text_of(form, "common").strip(), text_of(form, "split", Split.train.value)
@@ -147,7 +148,7 @@ def add(request: Request, session: SessionDep, who: Poster, form: Form, slug: st
     added = len(rows) - len(left)
     if not left:
         return back_to(f"/admin/projects/{slug}/prompts", "photos-added")
-    problem = "" if added else "Nothing was added. See below."
+    problem = "" if added else _("Nothing was added. See below.")
     asked: dict[str, Any] = {"question": common, "split": split, "propose_val": propose_val}
     return photos_page(frame, make_view(session, frame, left, added=added, problem=problem, **asked))
 
@@ -171,7 +172,7 @@ def add_rows(
         if lines := [line.strip() for line in row.candidates.splitlines() if line.strip()]:
             item["candidates"] = lines
         try:
-            items.append(parse_prompt(item) if item["question"] else Invalid("Enter a question."))
+            items.append(parse_prompt(item) if item["question"] else Invalid(_("Enter a question.")))
         except DomainError as error:
             items.append(error)
     if split is None:

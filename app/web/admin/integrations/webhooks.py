@@ -18,16 +18,17 @@ from app.services.kernel.rights import Right
 from app.web.access import Form, Me, Poster, SignedIn, text_of, texts_of
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.rendering import page
+from illume.phrases import _, kept
 
 router = APIRouter()
 TEMPLATE = "admin/integrations/webhooks.html"
 SHOWN_DELIVERIES = 20
 TONES = {DeliveryState.delivered: "good", DeliveryState.failed: "bad", DeliveryState.pending: "warn"}
 EVENT_WORDS = (
-    (webhooks.VERDICT, "a verdict is given or changed"),
-    (webhooks.ROUND_FINISHED, "a training round ends"),
-    (webhooks.VERSION_ACTIVATED, "a version becomes active"),
-    (webhooks.IMPORT_FINISHED, "an import ends"),
+    (webhooks.VERDICT, _("a verdict is given or changed")),
+    (webhooks.ROUND_FINISHED, _("a training round ends")),
+    (webhooks.VERSION_ACTIVATED, _("a version becomes active")),
+    (webhooks.IMPORT_FINISHED, _("an import ends")),
 )
 
 
@@ -77,7 +78,7 @@ def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response
 
 def webhooks_frame(request: Request, session: Session, who: SignedIn, slug: str) -> Frame:
     """The frame of the page. Only admins of the project may see it."""
-    return frame_of(request, session, who, slug, tab="Settings", title="Webhooks", need=Right.administers)
+    return frame_of(request, session, who, slug, tab="Settings", title=_("Webhooks"), need=Right.administers)
 
 
 def webhooks_page(
@@ -110,7 +111,7 @@ def webhook_row(session: Session, who: SignedIn, hook: Webhook) -> WebhookRow:
     found = webhooks.list_deliveries(session, who.actor, hook.id, limit=SHOWN_DELIVERIES).items if shown else ()
     return WebhookRow(
         id=str(hook.id),
-        url=hook.url if shown else "an address set by the installation's admins",
+        url=hook.url if shown else _("an address set by the installation's admins"),
         events=", ".join(hook.events),
         everywhere=everywhere,
         active=hook.active,
@@ -120,7 +121,9 @@ def webhook_row(session: Session, who: SignedIn, hook: Webhook) -> WebhookRow:
 
 def delivery_row(one: WebhookDelivery) -> DeliveryRow:
     """A delivery as the page shows it."""
-    what = one.error or (f"answered {one.status}" if one.status is not None else "not sent yet")
+    what = kept(one.error, one.error_phrase) or (
+        _("answered %(status)s", status=one.status) if one.status is not None else _("not sent yet")
+    )
     tone = TONES[one.state]
     return DeliveryRow(str(one.id), one.event, one.state.value, tone, one.tries, what, one.created_at)
 
@@ -142,7 +145,7 @@ def find_webhook(session: Session, who: SignedIn, frame: Frame, webhook_id: str)
     """A webhook that gets the project's events. Raises `NotFound`."""
     found = webhooks.get_webhook(session, who.actor, parse_id(webhook_id))
     if found.project_id not in (None, frame.project.id):
-        raise NotFound("There is no such webhook in this project.")
+        raise NotFound(_("There is no such webhook in this project."))
     return found
 
 

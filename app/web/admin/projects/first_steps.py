@@ -22,17 +22,24 @@ from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.errors import wants_fragment
 from app.web.rendering import live, number, page
 from app.web.words import round_words
+from illume.phrases import _, ngettext
 
 router = APIRouter()
 PAGE = "admin/projects/first_steps.html"
 
 TEXTS = {
-    Step.pictures: ("Add pictures", "Import a file, drop photographs, or try it with sample photographs."),
-    Step.model: ("Choose a model", "The starter model knows only drawn scenes; choose another for your pictures."),
-    Step.instructions: ("Write instructions", "Tell your critics what a good explanation is, with examples."),
-    Step.people: ("Invite people", "Add critics to this project; each gets a link to choose a password."),
-    Step.judge: ("Give the first verdict", "Pick the explanations that fit, as your critics will."),
-    Step.round: ("Train the first version", "A training round tunes the model on what was picked."),
+    Step.pictures: (
+        _("Add pictures"),
+        _("Import a file, drop photographs, or try it with sample photographs."),
+    ),
+    Step.model: (
+        _("Choose a model"),
+        _("The starter model knows only drawn scenes; choose another for your pictures."),
+    ),
+    Step.instructions: (_("Write instructions"), _("Tell your critics what a good explanation is, with examples.")),
+    Step.people: (_("Invite people"), _("Add critics to this project; each gets a link to choose a password.")),
+    Step.judge: (_("Give the first verdict"), _("Pick the explanations that fit, as your critics will.")),
+    Step.round: (_("Train the first version"), _("A training round tunes the model on what was picked.")),
 }
 
 
@@ -72,7 +79,7 @@ def checklist_steps(actor: Actor, slug: str, found: Checklist) -> tuple[StepView
 @router.get("/projects/{slug}/first-steps")
 def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """Show the three steps from the first verdict to what a training round changed."""
-    frame = frame_of(request, session, who, slug, tab="", title="First steps")
+    frame = frame_of(request, session, who, slug, tab="", title=_("First steps"))
     settings = projects.settings_of(session, frame.project)
     steps = three_steps(session, who.actor, frame, settings)
     view = FirstStepsView(slug, frame.project.name, steps)
@@ -90,26 +97,49 @@ def three_steps(
     fresh = rules.fresh_count(session, project)
     newest = next(iter(rounds.list_rounds(session, actor, project, limit=1).items), None)
     made = [version for version in versions.list_versions(session, actor, project) if version.round_id is not None]
-    judged = f"{number(fresh)} of {number(settings.round_every)} prompts have a new accepted explanation."
-    begins = "It starts by itself when enough is picked." if settings.auto_rounds else "An admin starts it."
-    watched = f"Training round {newest.number}: {round_words(newest)}." if newest else begins
-    changed = "Compare the explanations of the two versions, prompt by prompt, and their scores."
+    judged = ngettext(
+        "Look at the picture and pick every explanation that fits. "
+        "%(fresh)s of %(all)s prompts have a new accepted explanation.",
+        "Look at the picture and pick every explanation that fits. "
+        "%(fresh)s of %(all)s prompts have a new accepted explanation.",
+        settings.round_every,
+        fresh=number(fresh),
+        all=number(settings.round_every),
+    )
+    if newest:
+        watched = _(
+            "It tunes the model on what was picked. Training round %(number)s: %(state)s.",
+            number=newest.number,
+            state=round_words(newest),
+        )
+    elif settings.auto_rounds:
+        watched = _("It tunes the model on what was picked. It starts by itself when enough is picked.")
+    else:
+        watched = _("It tunes the model on what was picked. An admin starts it.")
+    changed = (
+        _("Compare the explanations of the two versions, prompt by prompt, and their scores.")
+        if made
+        else _(
+            "Compare the explanations of the two versions, prompt by prompt, and their scores. "
+            "There is something to see once the round is done."
+        )
+    )
     return (
         StepView(
-            "Judge some prompts",
-            f"Look at the picture and pick every explanation that fits. {judged}",
+            _("Judge some prompts"),
+            judged,
             f"/annotate/{project.slug}" if frame.may_judge else "",
             newest is not None or fresh >= settings.round_every,
         ),
         StepView(
-            "Watch the training round start",
-            f"It tunes the model on what was picked. {watched}",
+            _("Watch the training round start"),
+            watched,
             f"{base}/rounds/{newest.number}" if newest else base,
             bool(made),
         ),
         StepView(
-            "See what it changed",
-            changed if made else f"{changed} There is something to see once the round is done.",
+            _("See what it changed"),
+            changed,
             f"{base}/compare" if made else f"{base}/versions",
             False,
         ),

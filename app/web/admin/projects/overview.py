@@ -18,6 +18,8 @@ from app.services.candidates import pools
 from app.services.kernel import counters, workers
 from app.services.kernel.actors import Actor, project_rights
 from app.services.kernel.rights import SEES, Right
+from app.services.machine_critics import accepting
+from app.services.machine_critics.accepting import AcceptedCounts
 from app.services.projects import pauses, projects
 from app.services.projects.projects import ProjectSettings
 from app.services.quality import agreement
@@ -26,7 +28,7 @@ from app.services.read_models import overviews
 from app.services.read_models.checklist import load_checklist
 from app.services.read_models.overviews import Activity
 from app.services.read_models.supply import Supply, SupplyState, supply_of
-from app.services.rounds import base_checks, rounds, versions
+from app.services.rounds import base_checks, hand_over, rounds, versions
 from app.web.access import Me, Poster, managed_project
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.next_steps import NextStep, judging_step
@@ -35,8 +37,9 @@ from app.web.admin.rounds.scores import VersionRow, metric_of, score_chart, vers
 from app.web.admin.verdict_rows import VerdictRow, verdict_row
 from app.web.charts import Chart
 from app.web.errors import wants_fragment
-from app.web.rendering import live, number, page, shell_for
-from app.web.words import round_words
+from app.web.rendering import live, number, page, percent, shell_for
+from app.web.words import ROUND_WORDS, round_words
+from illume.phrases import Phrase, _, kept, ngettext, pgettext
 
 router = APIRouter()
 
@@ -82,6 +85,14 @@ class Station:
     lit_label: str = ""
     bar: float = 0.0
     bar_max: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class MachineAcceptsView:
+    """What a machine critic accepted beside people, and what that rests on, or why it accepts nothing."""
+
+    counts: str
+    standing: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +147,7 @@ class LoopView:
     step: tuple[str, str] | None
     lack: LackView | None
     checklist: tuple[StepView, ...]
+    machine: MachineAcceptsView | None
     notice: str
     round: RunningRound | None
     metric: str
@@ -144,6 +156,7 @@ class LoopView:
     verdicts: tuple[VerdictRow, ...]
     versions: tuple[VersionRow, ...]
     pictures_first: bool
+    engine_notes: tuple[str, ...]
     workers: tuple[WorkerRow, ...]
 
 
@@ -156,10 +169,10 @@ def index(request: Request, session: SessionDep, who: Me) -> Response:
         if project_rights(session, who.actor, project) >= SEES
     ]
     if not known and who.actor.role is Role.critic:
-        raise Forbidden("These pages are for viewers, reviewers and admins; you are a critic.")
+        raise Forbidden(_("These pages are for viewers, reviewers and admins; you are a critic."))
     rows = tuple(project_row(session, who.actor, project) for project in known)
     view = IndexView(who.actor.is_admin, rows)
-    shell = shell_for(request, who.actor, who.csrf_token, title="Projects", section="projects")
+    shell = shell_for(request, who.actor, who.csrf_token, title=_("Projects"), section="projects")
     if wants_fragment(request):
         return live(request, "admin/projects/index.html", "rows", shell=shell, view=view)
     return page("admin/projects/index.html", shell=shell, view=view)
@@ -171,7 +184,11 @@ def project_row(session: Session, actor: Actor, project: Project) -> ProjectRow:
     return ProjectRow(
         slug=project.slug,
         name=project.name,
-        round=f"Training round {running.number}: {round_words(running)}" if running else "",
+        round=(
+            _("Training round %(number)s: %(state)s", number=running.number, state=round_words(running))
+            if running
+            else ""
+        ),
         claimable=pools.estimate_claimable(session, project),
         today=overviews.load_activity(session, project).today,
         version=version_name(session, actor, project),
@@ -183,14 +200,14 @@ def project_row(session: Session, actor: Actor, project: Project) -> ProjectRow:
 def version_name(session: Session, actor: Actor, project: Project) -> str:
     """The name of the active version."""
     if project.active_version_id is None:
-        return "none"
+        return pgettext("version", "none")
     return f"v{versions.get_version(session, actor, project.active_version_id).number}"
 
 
 @router.get("/projects/{slug}")
 def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """Show the loop."""
-    frame = frame_of(request, session, who, slug, tab="Overview", title="Overview")
+    frame = frame_of(request, session, who, slug, tab="Overview", title=_("Overview"))
     view = loop_view(session, who.actor, frame)
     if wants_fragment(request):
         return live(request, "admin/projects/project.html", "live", shell=frame.shell, view=view)
@@ -202,6 +219,41 @@ def resume(session: SessionDep, who: Poster, slug: str) -> RedirectResponse:
     """End the pause of a project whose model could not be used."""
     pauses.try_now(session, who.actor, managed_project(session, who.actor, slug, Right.administers))
     return back_to(f"/admin/projects/{slug}", "resumed")
+
+
+@router.post("/projects/{slug}/machine-accepts/take-back")
+def take_back(session: SessionDep, who: Poster, slug: str) -> RedirectResponse:
+    """Take back all that the machine critic accepted, and let it accept nothing more."""
+    managed_project(session, who.actor, slug, Right.administers)
+    projects.update_project(session, who.actor, slug, {"machine_accepts": None})
+    return back_to(f"/admin/projects/{slug}", "taken-back")
+
+
+def machine_accepts_view(found: AcceptedCounts | None) -> MachineAcceptsView | None:
+    """What the overview says of acceptance by machine; None in a project that has none."""
+    if found is None:
+        return None
+    shown = found.standing.shown
+    return MachineAcceptsView(
+        counts=_(
+            "Accepted by people: %(people)s prompts. Accepted only by the machine critic: %(machine)s.",
+            people=number(found.people),
+            machine=number(found.machine),
+        ),
+        standing=(
+            _(
+                "It accepts nothing yet. %(reason)s",
+                reason=found.standing.reason,
+            )
+            if found.standing.score is None or shown is None
+            else _(
+                "Of explanations with such a score people picked %(share)s (%(low)s to %(high)s).",
+                share=percent(shown["mean"]),
+                low=percent(shown["low"]),
+                high=percent(shown["high"]),
+            )
+        ),
+    )
 
 
 def loop_view(session: Session, actor: Actor, frame: Frame) -> LoopView:
@@ -228,14 +280,20 @@ def loop_view(session: Session, actor: Actor, frame: Frame) -> LoopView:
         step=step,
         lack=lack_view(project.slug, supply, may_manage=frame.may_manage),
         checklist=checklist_steps(actor, project.slug, checklist) if checklist else (),
-        notice=f"{waiting.name} has not been activated. {waiting.reason}" if waiting else "",
+        machine=machine_accepts_view(accepting.load_counts(session, actor, project)),
+        notice=(
+            _("Version %(number)s has not been activated. %(reason)s", number=waiting.number, reason=waiting.reason)
+            if waiting
+            else ""
+        ),
         round=running_round(running) if running else None,
         metric=metric_of(known),
         chart=score_chart(known, project.active_version_id),
-        pace=f"{number(pace.today)} today, {number(pace.hour)} in the last hour",
+        pace=_("%(today)s today, %(hour)s in the last hour", today=number(pace.today), hour=number(pace.hour)),
         verdicts=tuple(verdict_row(line) for line in overviews.list_recent_verdicts(session, actor, project, limit=6)),
         versions=rows[:5],
         pictures_first=base_checks.reads_pictures_first(session, base_model_of(settings, known, project)),
+        engine_notes=hand_over.notes_of(session, project) if frame.may_manage else (),
         workers=tuple(worker_row(one, in_full=actor.is_admin) for one in workers.list_workers(session)),
     )
 
@@ -247,7 +305,7 @@ def base_model_of(settings: ProjectSettings, known: list[ModelVersion], project:
 
 def worker_row(one: Worker, *, in_full: bool) -> WorkerRow:
     """A worker as the page shows it."""
-    doing = one.doing if in_full else "busy" if one.doing else ""
+    doing = kept(one.doing, one.doing_phrase) if in_full else pgettext("worker", "busy") if one.doing else ""
     return WorkerRow(one.name, one.queues, one.device, doing, one.memory_mb, one.started_at)
 
 
@@ -255,7 +313,7 @@ def running_round(running: Round) -> RunningRound:
     """The running round as the page shows it."""
     return RunningRound(
         number=running.number,
-        state=str(running.state),
+        state=ROUND_WORDS[RoundState(running.state)],
         fraction=float(running.progress.get("fraction") or 0.0),
         line=round_words(running),
         may_cancel=running.state != RoundState.cancelling,
@@ -264,45 +322,71 @@ def running_round(running: Round) -> RunningRound:
 
 def lack_view(slug: str, supply: Supply, *, may_manage: bool) -> LackView | None:
     """Why nobody writes explanations though prompts wait for them; None where somebody does, or none waits."""
-    count = f"{number(supply.waiting)} {'prompt is' if supply.waiting == 1 else 'prompts are'} waiting for explanations"
+    n, count = supply.waiting, number(supply.waiting)
     base = f"/admin/projects/{slug}"
+    text: str
     match supply.state:
         case SupplyState.unusable:
-            return LackView(
-                "The model cannot be used.",
-                f"{supply.reason} It is tried again from time to time."
-                if may_manage
-                else f"{count}. An admin sees why.",
-                resume=True,
-                link=(f"{base}/settings#field-base_model", "Go to the base model"),
-            )
+            if may_manage:
+                text = _("%(reason)s It is tried again from time to time.", reason=supply.reason)
+            else:
+                text = ngettext(
+                    "%(count)s prompt is waiting for explanations. An admin sees why.",
+                    "%(count)s prompts are waiting for explanations. An admin sees why.",
+                    n,
+                    count=count,
+                )
+            where = (f"{base}/settings#field-base_model", _("Go to the base model"))
+            return LackView(_("The model cannot be used."), text, resume=True, link=where)
         case SupplyState.no_worker:
-            return LackView("No model worker is running.", f"{count}. Start a worker:", command="illume worker")
+            text = ngettext(
+                "%(count)s prompt is waiting for explanations. Start a worker:",
+                "%(count)s prompts are waiting for explanations. Start a worker:",
+                n,
+                count=count,
+            )
+            return LackView(_("No model worker is running."), text, command="illume worker")
         case SupplyState.round_stalled if supply.round:
-            text = f"{count} until it is done. Start a worker:"
-            title = f"Training round {supply.round.number} is waiting for a worker."
+            text = ngettext(
+                "%(count)s prompt is waiting for explanations until it is done. Start a worker:",
+                "%(count)s prompts are waiting for explanations until it is done. Start a worker:",
+                n,
+                count=count,
+            )
+            title = _("Training round %(number)s is waiting for a worker.", number=supply.round.number)
             return LackView(title, text, command="illume worker")
         case SupplyState.switched_off:
-            where = (f"{base}/settings#field-pool_target", "Change the setting")
-            return LackView(
-                "No explanations are kept ready.",
-                f"{count}, and the project is set to keep no prompts ready.",
-                link=where,
+            where = (f"{base}/settings#field-pool_target", _("Change the setting"))
+            text = ngettext(
+                "%(count)s prompt is waiting for explanations, and the project is set to keep no prompts ready.",
+                "%(count)s prompts are waiting for explanations, and the project is set to keep no prompts ready.",
+                n,
+                count=count,
             )
+            return LackView(_("No explanations are kept ready."), text, link=where)
         case SupplyState.failed:
-            where = (f"{base}/prompts?state=waiting", "See the prompts")
-            text = f"{count}, and the active version has failed on all of them; the page of each says why."
-            return LackView("No explanations could be written.", text, link=where)
+            where = (f"{base}/prompts?state=waiting", _("See the prompts"))
+            text = ngettext(
+                "%(count)s prompt is waiting for explanations, "
+                "and the active version has failed on all of them; the page of each says why.",
+                "%(count)s prompts are waiting for explanations, "
+                "and the active version has failed on all of them; the page of each says why.",
+                n,
+                count=count,
+            )
+            return LackView(_("No explanations could be written."), text, link=where)
     return None
 
 
 # The stations
 
 SUPPLY_SENTENCES = {
-    SupplyState.writing: "Critics are waiting for explanations: a worker is writing them.",
-    SupplyState.soon: "Critics are waiting for explanations: a worker will begin in a moment.",
-    SupplyState.training_elsewhere: "Critics are waiting for explanations: the worker is training another project.",
-    SupplyState.writing_elsewhere: "Critics are waiting for explanations: the worker is writing for another project.",
+    SupplyState.writing: _("Critics are waiting for explanations: a worker is writing them."),
+    SupplyState.soon: _("Critics are waiting for explanations: a worker will begin in a moment."),
+    SupplyState.training_elsewhere: _("Critics are waiting for explanations: the worker is training another project."),
+    SupplyState.writing_elsewhere: _(
+        "Critics are waiting for explanations: the worker is writing for another project."
+    ),
 }
 
 
@@ -330,45 +414,60 @@ def make_stations(
     stations = (
         Station(
             "candidates",
-            "Explanations",
+            _("Explanations"),
             f"{base}/prompts?state=ready",
             number(claimable),
-            "ready to judge",
+            _("ready to judge"),
             (
-                f"{number(waiting)} prompts waiting for explanations",
-                f"{sampling} being written" if sampling else f"up to {settings.pool_target} kept ready",
+                ngettext(
+                    "%(count)s prompts waiting for explanations",
+                    "%(count)s prompts waiting for explanations",
+                    waiting,
+                    count=number(waiting),
+                ),
+                ngettext("%(num)s being written", "%(num)s being written", sampling)
+                if sampling
+                else _("up to %(number)s kept ready", number=settings.pool_target),
             ),
             lit=lit == "candidates",
-            lit_label="being written",
+            lit_label=pgettext("explanations", "being written"),
             bar=min(claimable, settings.pool_target),
             bar_max=settings.pool_target,
         ),
         Station(
             "verdicts",
-            "Verdicts",
+            _("Verdicts"),
             f"{base}/critics",
             number(pace.today),
-            "today",
+            pgettext("verdicts", "today"),
             (
-                f"{fresh} of {settings.round_every} prompts towards the next training round",
-                f"{number(pace.hour)} in the last hour",
+                ngettext(
+                    "%(fresh)s of %(count)s prompts towards the next training round",
+                    "%(fresh)s of %(count)s prompts towards the next training round",
+                    settings.round_every,
+                    fresh=fresh,
+                    count=settings.round_every,
+                ),
+                _("%(hour)s in the last hour", hour=number(pace.hour)),
                 describe_agreement(session, project),
             ),
             lit=lit == "verdicts",
-            lit_label="critics' turn",
+            lit_label=_("critics' turn"),
             bar=min(fresh, settings.round_every),
             bar_max=settings.round_every,
         ),
         round_station(base, settings, running, known, lit=lit == "round"),
         Station(
             "version",
-            "Version",
+            _("Version"),
             f"{base}/versions",
             f"v{active.number}" if active else "–",
-            "active",
+            pgettext("version", "active"),
             (
-                f"ROUGE-L {active.sampled:.3f} sampled" if active and active.sampled is not None else "not scored yet",
-                f"{len(known)} version{'' if len(known) == 1 else 's'}",
+                _("ROUGE-L %(score)s sampled", score=number(active.sampled, 3))
+                if active and active.sampled is not None
+                else _("not scored yet"),
+                ngettext("%(num)s version", "%(num)s versions", len(known)),
             ),
         ),
     )
@@ -381,11 +480,12 @@ def next_step(
 ) -> tuple[str, str] | None:
     """The URL and the name of what an admin can do now to keep the loop going; None if nothing is needed."""
     if running is None and fresh:
-        return f"{base}/rounds/preview", f"Start now with {number(fresh)} of {number(settings.round_every)}"
-    return (f"{base}/imports", "Add prompts") if is_used_up and running is None else None
+        now = _("Start now with %(fresh)s of %(all)s", fresh=number(fresh), all=number(settings.round_every))
+        return f"{base}/rounds/preview", now
+    return (f"{base}/imports", _("Add prompts")) if is_used_up and running is None else None
 
 
-def describe_agreement(session: Session, project: Project) -> str:
+def describe_agreement(session: Session, project: Project) -> Phrase:
     """How far critics agreed on the newest sets, in words. Cached for `AGREEMENT_SECONDS`."""
     key = (project.id, project.created_at)
     known = _agreements.get(key)
@@ -394,9 +494,13 @@ def describe_agreement(session: Session, project: Project) -> str:
         known = _agreements[key] = (time.monotonic(), agreement.compute_agreement(votes))
     found = known[1]
     if found.alpha is None:
-        return "agreement: no prompt judged twice yet" if not found.candidates else "agreement: all verdicts are alike"
-    interval = "" if found.low is None else f" ({found.low:.2f} to {found.high:.2f})"
-    return f"agreement: alpha {found.alpha:.2f}{interval}".replace("-", "\u2212")
+        alike = _("agreement: all verdicts are alike")
+        return alike if found.candidates else _("agreement: no prompt judged twice yet")
+    alpha = number(found.alpha, 2)
+    if found.low is None:
+        return _("agreement: alpha %(alpha)s", alpha=alpha)
+    low, high = number(found.low, 2), number(found.high, 2)
+    return _("agreement: alpha %(alpha)s (%(low)s to %(high)s)", alpha=alpha, low=low, high=high)
 
 
 def round_station(
@@ -405,24 +509,34 @@ def round_station(
     """The station of rounds."""
     if running is None:
         how = (
-            f"starts automatically after {settings.round_every} newly accepted prompts"
+            ngettext(
+                "starts automatically after %(num)s newly accepted prompts",
+                "starts automatically after %(num)s newly accepted prompts",
+                settings.round_every,
+            )
             if settings.auto_rounds
-            else "started by an admin"
+            else _("started by an admin")
         )
         done = sum(version.round_id is not None for version in known)
         return Station(
-            "round", "Training round", f"{base}/rounds", number(done), "completed", ("No round running", how), lit=lit
+            "round",
+            _("Training round"),
+            f"{base}/rounds",
+            number(done),
+            pgettext("training rounds", "completed"),
+            (_("No round running"), how),
+            lit=lit,
         )
     fraction = float(running.progress.get("fraction") or 0.0)
     return Station(
         "round",
-        "Training round",
+        _("Training round"),
         f"{base}/rounds/{running.number}",
-        f"{round(100 * fraction)} %",
-        f"of round {running.number}",
+        percent(fraction),
+        _("of round %(number)s", number=running.number),
         (round_words(running),),
         lit=lit,
-        lit_label=str(running.state),
+        lit_label=ROUND_WORDS[RoundState(running.state)],
         bar=fraction,
         bar_max=1.0,
     )
@@ -440,16 +554,23 @@ def find_waiting_station(
 ) -> tuple[str, str]:
     """The station that the loop waits for, and a sentence that says why."""
     if running is not None:
-        return "round", f"Training round {running.number} is in progress: {round_words(running)}."
+        sentence = _(
+            "Training round %(number)s is in progress: %(state)s.", number=running.number, state=round_words(running)
+        )
+        return "round", sentence
     if is_empty:
-        return "", "There are no prompts yet. Add some, and a worker will write explanations for critics to judge."
+        return "", _("There are no prompts yet. Add some, and a worker will write explanations for critics to judge.")
     if claimable == 0 and waiting == 0:
-        return "", "Every prompt has been judged. Add more, or let accepted prompts be judged again in the settings."
+        return "", _("Every prompt has been judged. Add more, or let accepted prompts be judged again in the settings.")
     if claimable == 0:
-        return "candidates", SUPPLY_SENTENCES.get(supply.state, "Critics are waiting: nothing is being written.")
+        return "candidates", SUPPLY_SENTENCES.get(supply.state, _("Critics are waiting: nothing is being written."))
     missing = settings.round_every - fresh
     if missing > 0:
-        return "verdicts", f"{missing} more accepted prompt{'' if missing == 1 else 's'} until the next training round."
+        return "verdicts", ngettext(
+            "%(num)s more accepted prompt until the next training round.",
+            "%(num)s more accepted prompts until the next training round.",
+            missing,
+        )
     if settings.auto_rounds:
-        return "round", "Enough prompts are accepted. The next training round starts in a moment."
-    return "round", "Enough prompts are accepted. An admin can start the next training round."
+        return "round", _("Enough prompts are accepted. The next training round starts in a moment.")
+    return "round", _("Enough prompts are accepted. An admin can start the next training round.")

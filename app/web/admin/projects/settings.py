@@ -12,31 +12,48 @@ from sqlalchemy.orm import Session
 from app.errors import Conflict, DomainError, Invalid
 from app.http.dependencies import SessionDep
 from app.models import BaseCheck, CheckState, Project
+from app.services.candidates import choosing
 from app.services.kernel import workers
 from app.services.kernel.actors import Actor, parse_id, require_admin
 from app.services.kernel.rights import Right
 from app.services.projects import projects
+from app.services.projects.projects import ProjectSettings
 from app.services.prompts import listing
 from app.services.rounds import base_checks
 from app.web.access import Form, Me, Poster, managed_project, text_of
 from app.web.admin.frame import back_to, frame_of
 from app.web.admin.projects.setting_fields import (
     Group,
+    changed_settings,
     current_values,
     defaults,
+    field_presets,
     form_groups,
     join_problems,
+    problem_words,
     read_settings,
     resubmitted_values,
     typed_values,
 )
 from app.web.forms import NO_ATTRIBUTES, Field
 from app.web.rendering import Shell, fragment, page, shell_for
+from illume.fields.policies import Policy, PolicyCategory
 from illume.model.prompting import check_template, render_rationale_prompt
+from illume.phrases import _, kept
 
 router = APIRouter()
 TEMPLATE = "admin/projects/settings.html"
 EXAMPLE = ("What is the dog standing on?", "sand")
+EXAMPLE_POLICY = Policy(
+    categories=(
+        PolicyCategory(
+            name="O1: Animals",
+            default="No animals in the kitchen.",
+            allowed="Animals may be in the kitchen.",
+            strict="No animals, nor traces of any.",
+        ),
+    )
+)
 IN_NAME = ("name", "slug")
 
 
@@ -72,6 +89,7 @@ class SettingsView:
     groups: tuple[Group, ...]
     preview: str
     check: CheckView | None
+    presets: tuple[tuple[str, str], ...]
     proposed: str = ""
 
 
@@ -87,10 +105,11 @@ class PreviewView:
 def render_preview(template: str, question: str, answer: str) -> str:
     """The model's input before a rationale, or the problem of the template."""
     try:
-        check_template(template)
+        check_template(template, policies=True)
     except ValueError as error:
-        return f"{error}."
-    return render_rationale_prompt(question, answer, template=template)
+        return _("%(problem)s.", problem=error.args[0])
+    policy = EXAMPLE_POLICY if "{policy}" in template else None
+    return render_rationale_prompt(question, answer, template=template, policy=policy)
 
 
 def first_example(session: Session, actor: Actor, project: Project) -> tuple[str, str]:
@@ -107,18 +126,20 @@ def name_group(name: str, slug: str | None, problems: Mapping[str, str]) -> Grou
     fields = [
         Field(
             "name",
-            "Name",
+            _("Name"),
             value=name,
-            help="What people see on every page.",
+            help=_("What people see on every page."),
             problem=problem,
             required=True,
             attributes=proposes,
         )
     ]
     if slug is not None:
-        text = "Lower-case letters, digits and hyphens. It cannot be changed later. If left empty, it follows the name."
-        fields.append(Field("slug", "Name in URLs", value=slug, help=text, problem=problems.get("slug", "")))
-    return Group("Name", wide=(), small=tuple(fields))
+        text = _(
+            "Lower-case letters, digits and hyphens. It cannot be changed later. If left empty, it follows the name."
+        )
+        fields.append(Field("slug", _("Name in URLs"), value=slug, help=text, problem=problems.get("slug", "")))
+    return Group(_("Name"), wide=(), small=tuple(fields))
 
 
 # An existing project
@@ -127,11 +148,19 @@ def name_group(name: str, slug: str | None, problems: Mapping[str, str]) -> Grou
 @router.get("/projects/{slug}/settings")
 def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """Show the current settings."""
-    frame = frame_of(request, session, who, slug, tab="Settings", title="Settings", need=Right.administers)
+    frame = frame_of(request, session, who, slug, tab="Settings", title=_("Settings"), need=Right.administers)
     settings = projects.settings_of(session, frame.project)
     example = first_example(session, who.actor, frame.project)
-    view = settings_view(slug, frame.project.name, current_values(settings), {}, example)
+    notes = notes_on(session, frame.project, settings)
+    view = settings_view(slug, frame.project.name, current_values(settings), {}, example, notes=notes)
     return page(TEMPLATE, shell=frame.shell, view=view)
+
+
+def notes_on(session: Session, project: Project, settings: ProjectSettings) -> dict[str, str]:
+    """What there is to say of settings that are in force, by their name."""
+    if settings.show.select == "all" or choosing.count_to_sample(session, project, settings) is not None:
+        return {}
+    return {"show": _("No machine critic can be used at the moment, so everything that is written is shown.")}
 
 
 def settings_view(
@@ -142,39 +171,45 @@ def settings_view(
     example: tuple[str, str],
     problem: str = "",
     check: CheckView | None = None,
+    notes: Mapping[str, str] = NO_ATTRIBUTES,
 ) -> SettingsView:
-    """The form for an existing project."""
+    """The form for an existing project; `notes` say of settings how it stands with them."""
     base = f"/admin/projects/{slug}/settings"
     return SettingsView(
-        title="Settings",
-        explanation="Changes take effect as soon as you save. A training round keeps the settings it started with.",
+        title=_("Settings"),
+        explanation=_("Changes take effect as soon as you save. A training round keeps the settings it started with."),
         action=base,
-        button="Save settings",
+        button=_("Save settings"),
         problem=problem or join_problems(list(problems.values())),
-        groups=(name_group(name, None, problems), *form_groups(shown, problems, preview_url=f"{base}/preview")),
+        groups=(
+            name_group(name, None, problems),
+            *form_groups(shown, problems, preview_url=f"{base}/preview", notes=notes),
+        ),
         preview=render_preview(str(shown["template"]), *example),
         check=check,
+        presets=field_presets(),
     )
 
 
 @router.post("/projects/{slug}/settings")
 def save(request: Request, session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
     """Save the settings. Where one is invalid, the form keeps what was typed."""
-    frame = frame_of(request, session, who, slug, tab="Settings", title="Settings", need=Right.administers)
+    frame = frame_of(request, session, who, slug, tab="Settings", title=_("Settings"), need=Right.administers)
     typed, name = typed_values(form), text_of(form, "name")
     values, problems = read_settings(typed)
     problem = ""
-    known = projects.settings_of(session, frame.project).base_model
-    check = check_base_model(session, who.actor, values.get("base_model"), known, problems)
+    before = projects.settings_of(session, frame.project)
+    check = check_base_model(session, who.actor, values.get("base_model"), before.base_model, problems)
     if not problems:
         try:
-            projects.update_project(session, who.actor, slug, {"name": name, **values})
+            projects.update_project(session, who.actor, slug, {"name": name, **changed_settings(values, before)})
             return back_to(f"/admin/projects/{slug}/settings", "saved")
         except (Invalid, Conflict) as error:
             session.rollback()
             problems, problem = place_error(error)
     example = first_example(session, who.actor, frame.project)
-    view = settings_view(slug, name, resubmitted_values(typed), problems, example, problem, check)
+    notes = notes_on(session, frame.project, before)
+    view = settings_view(slug, name, resubmitted_values(typed), problems, example, problem, check, notes)
     return page(TEMPLATE, shell=frame.shell, view=view, status=422)
 
 
@@ -192,20 +227,20 @@ def check_base_model(
     found = base_checks.newest_check(session, wanted)
     if found is None or found.state is CheckState.failed:
         found = base_checks.request_check(session, actor, wanted)
-    problems["base_model"] = "This model is being checked. Save again once the check has passed."
+    problems["base_model"] = _("This model is being checked. Save again once the check has passed.")
     return check_view(session, found)
 
 
 def check_view(session: Session, found: BaseCheck) -> CheckView:
     """The check of a base model as the page shows it."""
-    text = found.detail
+    text = kept(found.detail, found.detail_phrase)
     waits = found.state is CheckState.queued
     if waits:
         workers_there = workers.list_workers(session, queue="model")
         text = (
-            "A worker will check it as soon as one is free."
+            _("A worker will check it as soon as one is free.")
             if workers_there
-            else "No model worker is running to check it. Start one with 'illume worker'."
+            else _("No model worker is running to check it. Start one with 'illume worker'.")
         )
     good = found.state is CheckState.passed
     return CheckView(f"/admin/base-checks/{found.id}", found.base_model, waits, good, text)
@@ -220,7 +255,10 @@ def show_check(session: SessionDep, who: Me, check_id: str) -> Response:
 
 def place_error(error: DomainError) -> tuple[dict[str, str], str]:
     """The error as the problem of its field, or as one of the whole form."""
-    return ({error.field: error.detail}, "") if error.field else ({}, error.detail)
+    if not error.field:
+        return {}, error.detail
+    name = error.field.partition(".")[0]
+    return {name: problem_words(name, error.detail) if error.field != name else error.detail}, ""
 
 
 @router.get("/projects/{slug}/settings/preview")
@@ -244,7 +282,7 @@ def show_new(request: Request, who: Me) -> Response:
 
 def new_shell(request: Request, actor: Actor, csrf_token: str) -> Shell:
     """The shell of the form for a new project."""
-    return replace(shell_for(request, actor, csrf_token, title="New project", section="projects"), tabs=())
+    return replace(shell_for(request, actor, csrf_token, title=_("New project"), section="projects"), tabs=())
 
 
 def new_view(
@@ -257,10 +295,12 @@ def new_view(
 ) -> SettingsView:
     """The form for a new project, as submitted."""
     return SettingsView(
-        title="New project",
-        explanation="A name is enough to get started. Everything else has a sensible default and can be changed later.",
+        title=_("New project"),
+        explanation=_(
+            "A name is enough to get started. Everything else has a sensible default and can be changed later."
+        ),
         action="/admin/new-project",
-        button="Create project",
+        button=_("Create project"),
         problem=problem or join_problems(list(problems.values())),
         groups=(
             name_group(name, slug, problems),
@@ -268,6 +308,7 @@ def new_view(
         ),
         preview=render_preview(str(shown["template"]), *EXAMPLE),
         check=check,
+        presets=field_presets(),
     )
 
 
@@ -298,7 +339,9 @@ def create(request: Request, session: SessionDep, who: Poster, form: Form) -> Re
     if not problems:
         try:
             made = slug.strip() or projects.propose_slug(session, name)
-            projects.create_project(session, who.actor, slug=made, name=name, settings=values)
+            projects.create_project(
+                session, who.actor, slug=made, name=name, settings=changed_settings(values, defaults())
+            )
             return RedirectResponse(f"/admin/projects/{made}", status_code=303)
         except (Invalid, Conflict) as error:
             session.rollback()

@@ -8,6 +8,7 @@ from app.models import Prompt
 from app.services.kernel.actors import Actor
 from app.services.prompts import images
 from app.web.words import IMAGE_CHANGE_WORDS
+from illume.phrases import _
 from illume.pictures import Change
 
 
@@ -17,6 +18,6 @@ def describe_files(session: Session, actor: Actor, prompt: Prompt) -> tuple[str,
     lines = []
     for number, one in enumerate(prompt.images, start=1):
         done = ", ".join(IMAGE_CHANGE_WORDS[Change(change)] for change in one.image.changes)
-        name = names.get(one.sha256, f"Image {number}" if done else "")
+        name = names.get(one.sha256, _("Image %(number)s", number=number) if done else "")
         lines.append(f"{name}: {done}" if done else name)
     return tuple(line for line in lines if line)

@@ -24,13 +24,14 @@ from app.web.access import Me, ReviewerAhead, SignedIn, check_form_token, text_o
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.forms import Field
 from app.web.rendering import page
+from illume.phrases import _
 
 router = APIRouter()
 TEMPLATE = "admin/prompts/prompt_form.html"
 MAX_IMAGES = 16
 FIELD_BYTES = 512 * 1024
 """The longest field: 100 reference rationales of 4,000 characters, one on each line."""
-BLUR = Field("blur", "Blurred until a critic asks to see it", "check")
+BLUR = Field("blur", _("Blurred until a critic asks to see it"), "check")
 NAMES = ("blur", "question", "answer", "split", "external_id", "references", "priority", "metadata")
 
 
@@ -79,16 +80,18 @@ def form_fields(typed: Mapping[str, str], error: DomainError | None, *, is_new: 
         return Field(name, label, kind, typed.get(name, ""), help=text, problem=problem, options=options, rows=rows)
 
     found = [
-        field("question", "Question", "area", "What is asked about the image."),
-        field("answer", "Answer", "text", "The correct answer. If empty, the model's own is used."),
-        field("references", "Reference explanations", "area", "One per line. Critics never see them.", 4),
-        field("split", "Split", "select", "Critics judge train prompts; val and test prompts only score versions."),
-        field("priority", "Priority", "number", "Prompts with a higher priority are offered first."),
+        field("question", _("Question"), "area", _("What is asked about the image.")),
+        field("answer", _("Answer"), "text", _("The correct answer. If empty, the model's own is used.")),
+        field("references", _("Reference explanations"), "area", _("One per line. Critics never see them."), 4),
+        field(
+            "split", _("Split"), "select", _("Critics judge train prompts; val and test prompts only score versions.")
+        ),
+        field("priority", _("Priority"), "number", _("Prompts with a higher priority are offered first.")),
         replace(BLUR, value=typed.get("blur") == "yes"),
-        field("metadata", "Metadata", "area", "A JSON object, kept with the prompt.", 3),
+        field("metadata", _("Metadata"), "area", _("A JSON object, kept with the prompt."), 3),
     ]
     if is_new:
-        found.insert(4, field("external_id", "External ID", "text", "Your own identifier for it. Optional."))
+        found.insert(4, field("external_id", _("External ID"), "text", _("Your own identifier for it. Optional.")))
     return tuple(found)
 
 
@@ -103,11 +106,11 @@ def parse_values(typed: Mapping[str, str]) -> dict[str, Any]:
     try:
         values["priority"] = int(typed["priority"].strip() or "0")
     except ValueError as error:
-        raise Invalid("Enter a whole number.", field="priority") from error
+        raise Invalid(_("Enter a whole number."), field="priority") from error
     try:
         values["metadata"] = json.loads(typed["metadata"].strip() or "{}")
     except ValueError as error:
-        raise Invalid(f"This is not valid JSON: {error}.", field="metadata") from error
+        raise Invalid(_("This is not valid JSON: %(error)s.", error=error), field="metadata") from error
     if typed["blur"] == "yes" and isinstance(values["metadata"], dict):
         values["metadata"] = prompts.with_blur(values["metadata"], on=True)
     return values
@@ -129,10 +132,10 @@ def new_page(frame: Frame, typed: Mapping[str, str], error: DomainError | None =
     placed = at_image or any(field.problem for field in fields)
     view = PromptFormView(
         slug=frame.project.slug,
-        title="Add a prompt",
+        title=_("Add a prompt"),
         action=f"{base}/new",
         back=base,
-        button="Add prompt",
+        button=_("Add prompt"),
         upload=True,
         image_problem=error.detail if error is not None and at_image else "",
         problem="" if error is None or placed else error.detail,
@@ -144,14 +147,14 @@ def new_page(frame: Frame, typed: Mapping[str, str], error: DomainError | None =
 @router.get("/projects/{slug}/prompts/new")
 def show_new(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """Show the form for a new prompt."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Add a prompt", need=Right.reviews)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title=_("Add a prompt"), need=Right.reviews)
     return new_page(frame, {"split": Split.train.value, "priority": "0"})
 
 
 @router.post("/projects/{slug}/prompts/new")
 def add(request: Request, session: SessionDep, who: Uploader, form: Upload, slug: str) -> Response:
     """Add a prompt with its images. Where the form is invalid, it keeps what was typed."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Add a prompt", need=Right.reviews)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title=_("Add a prompt"), need=Right.reviews)
     typed = read_submitted(form)
     try:
         item = parse_values(typed) | {"images": store_images(session, who, form)}
@@ -159,7 +162,7 @@ def add(request: Request, session: SessionDep, who: Uploader, form: Upload, slug
             item["external_id"] = typed["external_id"].strip()
         (added,) = prompts.add_prompts(session, who.actor, frame.project, [parse_prompt(item)])
         if added.prompt is None:
-            raise added.error or Invalid("The prompt was rejected.")
+            raise added.error or Invalid(_("The prompt was rejected."))
     except (Invalid, Conflict, TooLarge) as error:
         session.rollback()
         return new_page(frame, typed, error)
@@ -170,7 +173,7 @@ def store_images(session: Session, who: SignedIn, form: FormData) -> list[str]:
     """Store the uploaded images. Returns their sha256s in order. Raises `Invalid`."""
     files = [one for one in form.getlist("images") if isinstance(one, UploadFile) and one.size]
     if not files:
-        raise Invalid("Choose an image.", field="images")
+        raise Invalid(_("Choose an image."), field="images")
     found = []
     for one in files:
         try:
@@ -187,7 +190,7 @@ def find(session: Session, who: SignedIn, frame: Frame, prompt_id: str) -> Promp
     """The prompt. Raises `NotFound`."""
     prompt = prompts.get_prompt(session, who.actor, parse_id(prompt_id), Right.reviews)
     if prompt.project_id != frame.project.id:
-        raise NotFound("There is no such prompt in this project.")
+        raise NotFound(_("There is no such prompt in this project."))
     return prompt
 
 
@@ -207,10 +210,10 @@ def edit_page(frame: Frame, edited: Edited, typed: Mapping[str, str], error: Dom
         fields = tuple(field for field in fields if field.name != "question")
     view = PromptFormView(
         slug=frame.project.slug,
-        title="Edit prompt",
+        title=_("Edit prompt"),
         action=f"{here}/edit",
         back=here,
-        button="Save prompt",
+        button=_("Save prompt"),
         upload=False,
         image_problem="",
         problem="" if error is None or any(field.problem for field in fields) else error.detail,
@@ -222,7 +225,7 @@ def edit_page(frame: Frame, edited: Edited, typed: Mapping[str, str], error: Dom
 @router.get("/projects/{slug}/prompts/{prompt_id}/edit")
 def show_edit(request: Request, session: SessionDep, who: Me, slug: str, prompt_id: str) -> Response:
     """Show the form for an existing prompt."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Edit prompt", need=Right.reviews)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title=_("Edit prompt"), need=Right.reviews)
     prompt = find(session, who, frame, prompt_id)
     rest = prompts.with_blur(prompt.extra, on=False)
     typed = {
@@ -240,7 +243,7 @@ def show_edit(request: Request, session: SessionDep, who: Me, slug: str, prompt_
 @router.post("/projects/{slug}/prompts/{prompt_id}/edit")
 def change(request: Request, session: SessionDep, who: Uploader, form: Upload, slug: str, prompt_id: str) -> Response:
     """Change a prompt. Question, answer and split are fixed once it has candidates."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Edit prompt", need=Right.reviews)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title=_("Edit prompt"), need=Right.reviews)
     prompt = find(session, who, frame, prompt_id)
     edited, typed = Edited(prompt.id, prompt.parts is not None), read_submitted(form)
     try:

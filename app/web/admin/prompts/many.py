@@ -25,6 +25,7 @@ from app.web.admin.frame import Frame, frame_of
 from app.web.admin.prompts.prompts import ManyOutcome, PromptFilters, parse_member, parse_query, prompts_view
 from app.web.errors import wants_fragment
 from app.web.rendering import fragment, number, page
+from illume.phrases import _, ngettext
 
 router = APIRouter()
 TEMPLATE = "admin/prompts/prompts.html"
@@ -34,10 +35,10 @@ STEP = 200
 """Prompts of a step: its answer comes within about a second."""
 MOST_PROBLEMS = 20
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
-    "archive": ({"state": "retired"}, "archived"),
-    "restore": ({"state": "ready"}, "restored"),
-    "blur": ({"blur": True}, "blurred until a critic asks to see them"),
-    "unblur": ({"blur": False}, "no longer blurred"),
+    "archive": ({"state": "retired"}, _("archived")),
+    "restore": ({"state": "ready"}, _("restored")),
+    "blur": ({"blur": True}, _("blurred until a critic asks to see them")),
+    "unblur": ({"blur": False}, _("no longer blurred")),
 }
 
 
@@ -51,11 +52,11 @@ def parse_filters(here: str) -> tuple[PromptFilters, str]:
 @router.get("/projects/{slug}/prompts/matches")
 def show_matches(request: Request, session: SessionDep, who: Me, slug: str, here: str = "") -> Response:
     """Offer to select all prompts that match the list's filters, beyond its page."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Prompts", need=Right.reviews)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title=_("Prompts"), need=Right.reviews)
     found = count_matches(session, who.actor, frame, parse_filters(here)[0])
-    label = f"Select all {number(found)} that match"
+    label = _("Select all %(found)s that match", found=number(found))
     if found > MOST_MATCHES:
-        label = f"Select the first {number(MOST_MATCHES)} that match"
+        label = _("Select the first %(most_matches)s that match", most_matches=number(MOST_MATCHES))
     return fragment(TEMPLATE, "matches", shell=frame.shell, view=label)
 
 
@@ -71,7 +72,7 @@ def change_many(request: Request, session: SessionDep, who: Poster, form: Form, 
     Either those selected, or with `all` those that match the list's filters: the first `STEP` of them, and the answer
     asks for the next step.
     """
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Prompts", need=Right.reviews)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title=_("Prompts"), need=Right.reviews)
     filters, cursor = parse_filters(text_of(form, "here"))
     try:
         change, done = parse_change(session, who.actor, frame, form)
@@ -118,7 +119,11 @@ def take_step(
     told = {"after": ids[-1], "total": total, "changed": changed, "kept": kept, "all": "yes"}
     same = {name: text_of(form, name) for name in ("here", "action", "priority", "split")}
     fields = [*same.items(), *((name, str(value)) for name, value in told.items())]
-    sentence = f"{number(handled)} of {number(total)} prompts done. Keep this page open until it has finished."
+    sentence = _(
+        "%(handled)s of %(total)s prompts done. Keep this page open until it has finished.",
+        handled=number(handled),
+        total=number(total),
+    )
     return ManyOutcome(sentence, (), (*fields, *(("problem", one) for one in lines)), handled, total)
 
 
@@ -129,38 +134,46 @@ def parse_count(text: str) -> int:
 
 def outcome_words(changed: int, kept: int, done: str, *, listed: int | None = None) -> str:
     """How many prompts were changed, and how many stayed as they are; `listed` of these are shown."""
-    words = f"{number(changed)} {'prompt' if changed == 1 else 'prompts'} {done}."
+    words = ngettext(
+        "%(count)s prompt %(done)s.", "%(count)s prompts %(done)s.", changed, count=number(changed), done=done
+    )
     if not kept:
         return words
-    some = f", the first {listed} of them for these reasons" if listed is not None and listed < kept else ""
-    return f"{words} {number(kept)} could not be changed{some}:"
+    if listed is not None and listed < kept:
+        return _(
+            "%(done)s %(kept)s could not be changed, the first %(listed)s of them for these reasons:",
+            done=words,
+            kept=number(kept),
+            listed=listed,
+        )
+    return _("%(done)s %(kept)s could not be changed:", done=words, kept=number(kept))
 
 
 def parse_change(session: Session, actor: Actor, frame: Frame, form: FormData) -> tuple[Callable[[int], object], str]:
     """The change that a form asks for, of one prompt by its id, and how its success is worded. Raises `Invalid`."""
     action = text_of(form, "action")
     if action == "review":
-        return lambda prompt_id: reviews.ask_for_review(session, actor, frame.project, prompt_id), "sent to review"
+        return lambda prompt_id: reviews.ask_for_review(session, actor, frame.project, prompt_id), _("sent to review")
     changes: dict[str, Any] = {}
     if action in CHANGES:
         changes, done = CHANGES[action]
     elif action == "priority":
         text = text_of(form, "priority").strip().replace("\u2212", "-")
         if not re.fullmatch(r"-?[0-9]{1,7}", text):
-            raise Invalid("priority: enter a whole number.", field="priority")
-        changes["priority"], done = int(text), f"set to priority {text}"
+            raise Invalid(_("priority: enter a whole number."), field="priority")
+        changes["priority"], done = int(text), _("set to priority %(text)s", text=text)
     elif action == "split":
         split = parse_member(Split, text_of(form, "split"))
         if split is None:
-            raise Invalid("split: choose train, val or test.", field="split")
-        changes["split"], done = split.value, f"moved to {split.value}"
+            raise Invalid(_("split: choose train, val or test."), field="split")
+        changes["split"], done = split.value, _("moved to %(value)s", value=split.value)
     else:
-        raise Invalid("Choose what to do with the selected prompts.", field="action")
+        raise Invalid(_("Choose what to do with the selected prompts."), field="action")
 
     def change(prompt_id: int) -> object:
         prompt = prompts.get_prompt(session, actor, prompt_id, Right.reviews)
         if prompt.project_id != frame.project.id:
-            raise NotFound("There is no such prompt in this project.")
+            raise NotFound(_("There is no such prompt in this project."))
         return prompts.update_prompt(session, actor, prompt_id, changes)
 
     return change, done

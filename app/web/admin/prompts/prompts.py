@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import NotFound
 from app.http.dependencies import SessionDep
-from app.models import CandidateSetState, Prompt, PromptState, Split
+from app.models import CandidateSetState, Prompt, PromptState, Selection, Split
 from app.services.kernel.actors import Actor, parse_id
 from app.services.kernel.rights import Right
 from app.services.prompts import listing, prompts
@@ -33,26 +33,27 @@ from app.web.admin.prompts.files import describe_files
 from app.web.judging.views import Picture, ReadPart, read_in_order
 from app.web.rendering import page
 from app.web.words import KIND_TONES, KIND_WORDS, SET_WORDS, STATE_TONES, STATE_WORDS, image_url, prompt_words
+from illume.phrases import _
 
 router = APIRouter()
 router.include_router(forms.router)  # first: `/prompts/{prompt_id}` would match `/prompts/new` too
 PAGE_SIZES = (50, 200)
 COLUMNS = (
-    (PromptSort.question, "Prompt"),
-    (PromptSort.answer, "Answer"),
-    (PromptSort.data_split, "Split"),
-    (PromptSort.state, "State"),
-    (PromptSort.accepted, "Accepted"),
-    (PromptSort.priority, "Priority"),
-    (PromptSort.external_id, "External ID"),
-    (PromptSort.added, "Added"),
+    (PromptSort.question, _("Prompt")),
+    (PromptSort.answer, _("Answer")),
+    (PromptSort.data_split, _("Split")),
+    (PromptSort.state, _("State")),
+    (PromptSort.accepted, _("Accepted")),
+    (PromptSort.priority, _("Priority")),
+    (PromptSort.external_id, _("External ID")),
+    (PromptSort.added, _("Added")),
 )
 VERDICT_FILTERS = (
-    ("accepted", "with an accepted explanation"),
-    ("open", "without one"),
-    ("flagged", "flagged"),
-    ("apart", "critics disagree"),
-    ("alike", "critics agree"),
+    ("accepted", _("with an accepted explanation")),
+    ("open", _("without one")),
+    ("flagged", _("flagged")),
+    ("apart", _("critics disagree")),
+    ("alike", _("critics agree")),
 )
 Member = TypeVar("Member", bound=StrEnum)
 
@@ -165,6 +166,7 @@ class SetView:
     error: str | None
     candidates: tuple[CandidateSummary, ...]
     verdicts: tuple[SetVerdictRow, ...]
+    selection: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +217,7 @@ def index(
     per: str = "",
 ) -> Response:
     """List the prompts that match the filters."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Prompts")
+    frame = frame_of(request, session, who, slug, tab="Prompts", title=_("Prompts"))
     filters = PromptFilters(q, split, state, said, version, sort, view, per)
     shown = prompts_view(session, who.actor, frame, filters, cursor)
     return page("admin/prompts/prompts.html", shell=frame.shell, view=shown)
@@ -268,7 +270,7 @@ def prompts_view(
 
     return PromptsView(
         slug=frame.project.slug,
-        counts="What critics judge: images, a question and usually an answer.",
+        counts=_("What critics judge: images, a question and usually an answer."),
         query=filters.q,
         split=filters.split,
         state=filters.state,
@@ -284,7 +286,7 @@ def prompts_view(
         grid=grid,
         per=per,
         sizes=tuple((size, address(per="" if size == PAGE_SIZES[0] else str(size))) for size in PAGE_SIZES),
-        looks=(("Table", address(view=""), not grid), ("Images", address(view="grid"), grid)),
+        looks=((_("Table"), address(view=""), not grid), (_("Images"), address(view="grid"), grid)),
         columns=tuple(column_of(by, name, order, address) for by, name in COLUMNS),
         here=address(cursor=cursor),
         outcome=outcome,
@@ -330,10 +332,10 @@ def prompt_row(prompt: Prompt) -> PromptRow:
 @router.get("/projects/{slug}/prompts/{prompt_id}")
 def show(request: Request, session: SessionDep, who: Me, slug: str, prompt_id: str) -> Response:
     """Show one prompt with its candidate sets and verdicts."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Prompt")
+    frame = frame_of(request, session, who, slug, tab="Prompts", title=_("Prompt"))
     prompt = prompts.get_prompt(session, who.actor, parse_id(prompt_id))
     if prompt.project_id != frame.project.id:
-        raise NotFound("There is no such prompt in this project.")
+        raise NotFound(_("There is no such prompt in this project."))
     view = prompt_view(session, who.actor, frame, prompt)
     return page("admin/prompts/prompt.html", shell=frame.shell, view=view)
 
@@ -370,22 +372,34 @@ def prompt_view(session: Session, actor: Actor, frame: Frame, prompt: Prompt) ->
 def allowed_changes(state: PromptState) -> tuple[tuple[str, str, str], ...]:
     """The possible changes of a prompt in this state: new state, button text and button kind."""
     if state is PromptState.held:
-        return (("ready", "Take off hold", "main"), ("retired", "Archive", "danger"))
+        return (("ready", _("Take off hold"), "main"), ("retired", _("Archive"), "danger"))
     if state is PromptState.retired:
         return (("ready", "Restore", "main"),)
-    return (("retired", "Archive", "danger"),)
+    return (("retired", _("Archive"), "danger"),)
 
 
 def set_view(one: CandidateSetSummary) -> SetView:
     """A candidate set as the page shows it."""
     return SetView(
-        source="from an import" if one.version is None else f"by version {one.version}",
+        source=_("from an import") if one.version is None else _("by version %(version)s", version=one.version),
         state=SET_WORDS[CandidateSetState(one.state)],
         created_at=one.created_at,
         error=one.error,
         candidates=one.candidates,
         verdicts=tuple(set_verdict_row(line) for line in one.verdicts),
+        selection=selection_words(one),
     )
+
+
+def selection_words(one: CandidateSetSummary) -> str:
+    """How it was decided which explanations are shown, where a machine critic could choose."""
+    if one.selection is None:
+        return ""
+    if one.selection is Selection.unselected:
+        return _(
+            "Left as written, for comparison with what machine critic v%(number)s chooses.", number=one.selected_by
+        )
+    return _("Chosen by machine critic v%(number)s.", number=one.selected_by)
 
 
 def set_verdict_row(line: VerdictSummary) -> SetVerdictRow:

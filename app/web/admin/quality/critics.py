@@ -19,6 +19,7 @@ from app.services.kernel.rights import Right
 from app.services.quality import agreement, critic_figures, repeats, standings
 from app.services.quality.agreement import Agreement, Vote
 from app.services.quality.critic_figures import DailyVerdicts, PositionFigures
+from app.services.quality.fields import load_field_quality
 from app.services.quality.repeats import Consistency
 from app.services.quality.standings import StandingSummary
 from app.services.read_models import overviews
@@ -29,7 +30,8 @@ from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.next_steps import NextStep, judging_step
 from app.web.admin.verdict_rows import VerdictRow, verdict_row
 from app.web.charts import Chart, Line, Sample, line_chart
-from app.web.rendering import page, signed
+from app.web.rendering import number, page, percent, signed
+from illume.phrases import _, pgettext
 
 router = APIRouter()
 PAGE_SIZE = 100
@@ -91,6 +93,18 @@ class PeriodRow:
 
 
 @dataclass(frozen=True, slots=True)
+class FieldRow:
+    """How critics judge a field of structured answers."""
+
+    name: str
+    alpha: float | None
+    measure: str
+    sets: int
+    gold: float | None
+    repeats: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class CriticsView:
     """The critics of a project."""
 
@@ -103,6 +117,7 @@ class CriticsView:
     rows: tuple[CriticRow, ...]
     pairs: tuple[PairRow, ...]
     periods: tuple[PeriodRow, ...]
+    fields: tuple[FieldRow, ...]
     days: Chart | None
     places: Chart | None
 
@@ -124,10 +139,10 @@ class CriticView:
 def agreement_view(found: Agreement) -> AgreementView:
     """An agreement as pages show it."""
     return AgreementView(
-        alpha="–" if found.alpha is None else f"{found.alpha:.2f}".replace("-", "\u2212"),
+        alpha=number(found.alpha, 2),
         interval=""
         if found.low is None or found.high is None
-        else f"{found.low:.2f} to {found.high:.2f}".replace("-", "\u2212"),
+        else _("%(low)s to %(high)s", low=number(found.low, 2), high=number(found.high, 2)),
         share=found.share,
         candidates=found.candidates,
         sets=found.sets,
@@ -142,13 +157,14 @@ def bias_view(found: PositionFigures | None) -> BiasView | None:
         return None
     first = found.first
     low, high = signed(100 * first.low), signed(100 * first.high)
-    return BiasView(signed(100 * first.mean), f"{low} to {high}", leans=first.low > NO_BIAS or first.high < NO_BIAS)
+    interval = _("%(low)s to %(high)s", low=low, high=high)
+    return BiasView(signed(100 * first.mean), interval, leans=first.low > NO_BIAS or first.high < NO_BIAS)
 
 
 @router.get("/projects/{slug}/critics")
 def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """List the critics of a project."""
-    frame = frame_of(request, session, who, slug, tab="Critics", title="Critics")
+    frame = frame_of(request, session, who, slug, tab="Critics", title=_("Critics"))
     return page("admin/quality/critics.html", shell=frame.shell, view=critics_view(session, who.actor, frame))
 
 
@@ -168,8 +184,24 @@ def critics_view(session: Session, actor: Actor, frame: Frame) -> CriticsView:
         rows=critic_rows(session, actor, project, overviews.list_critics(session, actor, project), votes, places),
         pairs=pair_rows(votes, names),
         periods=period_rows(session, actor, project, votes),
+        fields=field_rows(session, project),
         days=days_chart(critic_figures.list_daily_verdicts(session, actor, project), names),
-        places=places_chart({"all": places[None]}),
+        places=places_chart(((pgettext("critics", "all"), places[None]),)),
+    )
+
+
+def field_rows(session: Session, project: Project) -> tuple[FieldRow, ...]:
+    """How critics judge each field; nothing where answers have none."""
+    return tuple(
+        FieldRow(
+            name=name,
+            alpha=one.alpha,
+            measure=_("ordinal") if one.ordinal else _("nominal"),
+            sets=one.sets,
+            gold=one.gold_right / one.gold if one.gold else None,
+            repeats=one.repeats_same / one.repeats if one.repeats else None,
+        )
+        for name, one in load_field_quality(session, project).items()
     )
 
 
@@ -215,9 +247,9 @@ def period_rows(session: Session, actor: Actor, project: Project, votes: Sequenc
     base = f"/admin/projects/{project.slug}/rounds"
     return tuple(
         PeriodRow(
-            name=f"before training round {known[period].number}"
+            name=_("before training round %(number)s", number=known[period].number)
             if period < len(known)
-            else "since the last training round",
+            else _("since the last training round"),
             url=f"{base}/{known[period].number}" if period < len(known) else base,
             agreement=agreement_view(one),
         )
@@ -242,11 +274,11 @@ def days_chart(days: Sequence[DailyVerdicts], names: Mapping[int, str], *, of: i
             ),
         )
 
-    chosen = [line("verdicts", set(names) if of is None else {of})]
+    chosen = [line(_("verdicts"), set(names) if of is None else {of})]
     return line_chart(
-        "Verdicts by day",
+        _("Verdicts by day"),
         chosen,
-        x_name="day",
+        x_name=_("day"),
         x_format=lambda x: f"{date.fromordinal(round(x)):%-d %b}",
         y_format=lambda y: f"{y:.0f}",
         y_from=0,
@@ -254,18 +286,18 @@ def days_chart(days: Sequence[DailyVerdicts], names: Mapping[int, str], *, of: i
     )
 
 
-def places_chart(figures: Mapping[str, PositionFigures]) -> Chart | None:
+def places_chart(figures: Sequence[tuple[str, PositionFigures]]) -> Chart | None:
     """How often each position on the page was picked."""
     lines = [
         Line(name, tuple(Sample(place, 100 * rate) for place, rate in enumerate(found.rates, start=1)))
-        for name, found in figures.items()
+        for name, found in figures
     ]
     return line_chart(
-        "Picks by position on the page",
+        _("Picks by position on the page"),
         lines,
-        x_name="position",
+        x_name=_("position"),
         x_format=lambda x: f"{x:.0f}",
-        y_format=lambda y: f"{y:.0f} %",
+        y_format=lambda y: percent(y / 100),
         y_from=0,
         unit=" %",
     )
@@ -277,7 +309,7 @@ def places_chart(figures: Mapping[str, PositionFigures]) -> Chart | None:
 @router.get("/projects/{slug}/critics/{user_id}")
 def show(request: Request, session: SessionDep, who: Me, slug: str, user_id: str, before: str = "") -> Response:
     """Show one critic: their figures, and the verdicts behind these."""
-    frame = frame_of(request, session, who, slug, tab="Critics", title="Critic")
+    frame = frame_of(request, session, who, slug, tab="Critics", title=_("Critic"))
     actor, project, critic = who.actor, frame.project, parse_id(user_id)
     votes = agreement.load_votes(session, project)
     places = critic_figures.load_position_figures(session, actor, project)
@@ -286,14 +318,14 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, user_id: str
     said = overviews.list_recent_verdicts(
         session, actor, project, limit=PAGE_SIZE, critic_id=critic, before=parse_id(before) if before else None
     )
-    rates = {"all": places[None]} | ({"this critic": places[critic]} if critic in places else {})
+    own = ((_("this critic"), places[critic]),) if critic in places else ()
     view = CriticView(
         slug=slug,
         row=critic_rows(session, actor, project, lines, votes, places)[0],
         may_manage=frame.may_manage,
         pairs=pair_rows(votes, names, of=critic),
         days=days_chart(critic_figures.list_daily_verdicts(session, actor, project), names, of=critic),
-        places=places_chart(dict(reversed(rates.items()))),
+        places=places_chart((*own, (pgettext("critics", "all"), places[None]))),
         verdicts=tuple(verdict_row(line) for line in said),
         before=str(said[-1].id) if len(said) == PAGE_SIZE else "",
     )
@@ -323,6 +355,6 @@ def set_target(session: SessionDep, who: Poster, form: Form, slug: str, user_id:
     project = managed_project(session, who.actor, slug, Right.administers)
     typed = text_of(form, "target").strip()
     if typed and not (typed.isascii() and typed.isdigit() and len(typed) < 10):
-        raise Invalid("target: enter a whole number, or leave it empty.", field="target")
+        raise Invalid(_("target: enter a whole number, or leave it empty."), field="target")
     standings.set_target(session, who.actor, project, parse_id(user_id), int(typed) if typed else None)
     return back_to(f"/admin/projects/{slug}/critics/{user_id}", "target-set")

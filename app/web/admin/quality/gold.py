@@ -26,15 +26,17 @@ from app.services.quality.standings import StandingSummary
 from app.web.access import Form, Me, Poster, SignedIn, managed_project, text_of, texts_of
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.judging.views import Picture, ReadPart, read_in_order
-from app.web.rendering import page
+from app.web.rendering import page, percent
 from app.web.words import image_url, prompt_words
-from illume.validation import describe_problem
+from illume.phrases import _, ngettext, pgettext
+from illume.validation import describe_problem, name_problem
 
 router = APIRouter()
 MIN_ROWS = 6  # candidates in the form, at least
 
 FITS: dict[str, bool | None] = {"yes": True, "no": False, "either": None}
-CHOICES = (("", "Choose"), ("yes", "fits"), ("no", "does not fit"), ("either", "either"))
+FITS_WORDS = {"yes": _("fits"), "no": _("does not fit"), "either": pgettext("fits", "either")}
+CHOICES = (("", _("Choose")), *FITS_WORDS.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ class SubmittedGold:
 @router.get("/projects/{slug}/gold")
 def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """List the gold prompts in use."""
-    frame = frame_of(request, session, who, slug, tab="Critics", title="Check questions", need=Right.reviews)
+    frame = frame_of(request, session, who, slug, tab="Critics", title=_("Check questions"), need=Right.reviews)
     view = GoldView(
         slug=slug,
         rules=describe_rules(session, frame.project),
@@ -126,21 +128,33 @@ def describe_rules(session: Session, project: Project) -> tuple[str, ...]:
     """Sentences that say how the project uses gold prompts."""
     settings = settings_of(session, project)
     if settings.gold_share:
-        mixed = f"{100 * settings.gold_share:.0f} % of the prompts that critics get are unannounced check questions."
+        mixed = _(
+            "%(share)s of the prompts that critics get are unannounced check questions.",
+            share=percent(settings.gold_share),
+        )
     else:
-        mixed = "None are mixed in, because the share of check questions is 0."
+        mixed = _("None are mixed in, because the share of check questions is 0.")
     if settings.gold_accuracy:
-        asked = f"Critics below {100 * settings.gold_accuracy:.0f} % after {settings.gold_minimum} answers are paused."
+        asked = ngettext(
+            "Critics below %(accuracy)s after %(num)s answers are paused.",
+            "Critics below %(accuracy)s after %(num)s answers are paused.",
+            settings.gold_minimum,
+            accuracy=percent(settings.gold_accuracy),
+        )
     else:
-        asked = "Nobody is paused for low accuracy."
+        asked = _("Nobody is paused for low accuracy.")
     count = settings.practice_prompts
-    practice = f"New critics start with {count} for practice." if count else "New critics start without practice."
+    practice = (
+        ngettext("New critics start with %(num)s for practice.", "New critics start with %(num)s for practice.", count)
+        if count
+        else _("New critics start without practice.")
+    )
     return (mixed, asked, practice)
 
 
 def gold_card(item: dict[str, Any]) -> GoldCard:
     """A gold prompt as the page shows it."""
-    words = {True: ("fits", "good"), False: ("does not fit", "bad"), None: ("either", "")}
+    words = {True: (FITS_WORDS["yes"], "good"), False: (FITS_WORDS["no"], "bad"), None: (FITS_WORDS["either"], "")}
     accuracy = item["accuracy"]
     return GoldCard(
         id=item["id"],
@@ -162,7 +176,7 @@ def gold_card(item: dict[str, Any]) -> GoldCard:
 @router.get("/projects/{slug}/prompts/{prompt_id}/gold")
 def show_form(request: Request, session: SessionDep, who: Me, slug: str, prompt_id: str) -> Response:
     """Show the form, filled with the prompt's candidates and references."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Check question", need=Right.reviews)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title=_("Check question"), need=Right.reviews)
     prompt = find(session, who, frame, prompt_id)
     known = [(text, "yes") for text in prompt.references]
     texts = dict.fromkeys(gold.list_candidate_texts(session, prompt))
@@ -174,7 +188,7 @@ def find(session: Session, who: SignedIn, frame: Frame, prompt_id: str) -> Promp
     """The prompt. Raises `NotFound`."""
     prompt = prompts.get_prompt(session, who.actor, parse_id(prompt_id), Right.reviews)
     if prompt.project_id != frame.project.id:
-        raise NotFound("There is no such prompt in this project.")
+        raise NotFound(_("There is no such prompt in this project."))
     return prompt
 
 
@@ -204,7 +218,7 @@ def form_page(frame: Frame, prompt: Prompt, typed: SubmittedGold, error: DomainE
 @router.post("/projects/{slug}/prompts/{prompt_id}/gold")
 def create(request: Request, session: SessionDep, who: Poster, form: Form, slug: str, prompt_id: str) -> Response:
     """Turn the prompt into a gold prompt. Where the form is invalid, it keeps what was typed."""
-    frame = frame_of(request, session, who, slug, tab="Prompts", title="Check question", need=Right.reviews)
+    frame = frame_of(request, session, who, slug, tab="Prompts", title=_("Check question"), need=Right.reviews)
     prompt = find(session, who, frame, prompt_id)
     typed = read_submitted(form)
     try:
@@ -226,7 +240,7 @@ def parse_gold(prompt: Prompt, typed: SubmittedGold) -> GoldIn:
     """The submitted form as the service expects it, without undecided rows. Raises `Invalid`."""
     chosen: Sequence[tuple[str, str]] = [(text, fits) for text, fits in typed.rows if fits in FITS]
     if not chosen:
-        raise Invalid("Say for at least one explanation whether it fits.", field="fits")
+        raise Invalid(_("Say for at least one explanation whether it fits."), field="fits")
     try:
         return GoldIn.model_validate(
             {
@@ -238,7 +252,8 @@ def parse_gold(prompt: Prompt, typed: SubmittedGold) -> GoldIn:
         )
     except ValidationError as error:
         first = error.errors()[0]
-        raise Invalid(f"{first['loc'][0]}: {describe_problem(first)}.", field=str(first["loc"][0])) from error
+        field = str(first["loc"][0])
+        raise Invalid(name_problem(field, describe_problem(first)), field=field) from error
 
 
 @router.post("/projects/{slug}/gold/{gold_id}/remove")

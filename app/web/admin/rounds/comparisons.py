@@ -21,9 +21,9 @@ from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.next_steps import NextStep, next_round_step
 from app.web.errors import wants_fragment
 from app.web.forms import Field
-from app.web.rendering import live, page
-from app.web.words import OUTCOME_TONES, image_url, prompt_words
-from illume.evaluation.activation import outcome_words
+from app.web.rendering import live, number, page, percent
+from app.web.words import OUTCOME_TONES, image_url, outcome_words, prompt_words
+from illume.phrases import _, pgettext
 
 router = APIRouter()
 TEMPLATE = "admin/rounds/comparisons.html"
@@ -99,11 +99,11 @@ def comparison_row(session: Session, one: Comparison, numbers: Mapping[int, int]
         open=one.state is ComparisonState.open,
         gate=one.gate,
         standing=standing,
-        rate="–" if rate is None else f"{100 * rate.mean:.0f} %",
+        rate=percent(None if rate is None else rate.mean),
         interval=(
             ""
             if rate is None or standing.outcome == "too few to tell"
-            else f"{100 * rate.low:.0f} to {100 * rate.high:.0f} %"
+            else _("%(low)s to %(high)s %%", low=number(100 * rate.low), high=number(100 * rate.high))
         ),
         verdict="" if rate is None or standing.outcome is None else outcome_words(standing.outcome, rate.n),
         tone="" if standing.outcome is None else OUTCOME_TONES[standing.outcome],
@@ -123,7 +123,7 @@ def index(
     request: Request, session: SessionDep, who: Me, slug: str, old: int | None = None, new: int | None = None
 ) -> Response:
     """List the comparisons, newest first."""
-    frame = frame_of(request, session, who, slug, tab="Versions", title="Blind comparisons")
+    frame = frame_of(request, session, who, slug, tab="Versions", title=_("Blind comparisons"))
     known = versions.list_versions(session, who.actor, frame.project)
     newest = max(known, key=lambda one: one.number)
     parent = numbers_of(known).get(newest.parent_id or 0)
@@ -149,7 +149,7 @@ def list_page(
     """The list, with the form as it was submitted."""
     known = versions.list_versions(session, who.actor, frame.project)
     numbers = numbers_of(known)
-    options = tuple((str(number), f"Version {number}") for number in sorted(numbers.values()))
+    options = tuple((str(one), _("Version %(number)s", number=one)) for one in sorted(numbers.values()))
 
     def field(name: str, label: str, kind: str, text: str = "", choices: tuple[tuple[str, str], ...] = ()) -> Field:
         problem = error.detail if error is not None and error.field == name else ""
@@ -160,10 +160,10 @@ def list_page(
         slug=frame.project.slug,
         may_manage=frame.may_manage,
         fields=(
-            field("old", "Old", "select", choices=options),
-            field("new", "New", "select", choices=options),
-            field("pairs", "Maximum pairs", "number", f"Up to {comparisons.MOST_PAIRS}."),
-            field("each", "Critics per pair", "number"),
+            field("old", pgettext("version", "Old"), "select", choices=options),
+            field("new", pgettext("version", "New"), "select", choices=options),
+            field("pairs", _("Maximum pairs"), "number", _("Up to %(number)s.", number=comparisons.MOST_PAIRS)),
+            field("each", _("Critics per pair"), "number"),
         ),
         gate=typed.get("gate") == "yes",
         problem=error.detail if error is not None and error.field not in typed else "",
@@ -179,7 +179,7 @@ def list_page(
 @router.post("/projects/{slug}/comparisons")
 def start(request: Request, session: SessionDep, who: Poster, form: Form, slug: str) -> Response:
     """Start a comparison. An invalid form is shown again with its values."""
-    need, title = Right.administers, "Blind comparisons"
+    need, title = Right.administers, _("Blind comparisons")
     frame = frame_of(request, session, who, slug, tab="Versions", title=title, need=need)
     typed = {name: text_of(form, name).strip() for name in ("old", "new", "pairs", "each", "gate")}
     known = {str(one.number): one for one in versions.list_versions(session, who.actor, frame.project)}
@@ -203,7 +203,7 @@ def start(request: Request, session: SessionDep, who: Poster, form: Form, slug: 
 def chosen(known: Mapping[str, ModelVersion], typed: Mapping[str, str], name: str) -> ModelVersion:
     """The chosen version. Raises `Invalid`."""
     if typed[name] not in known:
-        raise Invalid("Choose one of the versions.", field=name)
+        raise Invalid(_("Choose one of the versions."), field=name)
     return known[typed[name]]
 
 
@@ -211,14 +211,15 @@ def whole(typed: Mapping[str, str], name: str) -> int:
     """A submitted integer. Raises `Invalid`."""
     text = typed[name]
     if not text.isascii() or not text.isdigit() or len(text) > 6:
-        raise Invalid("Enter a whole number.", field=name)
+        raise Invalid(_("Enter a whole number."), field=name)
     return int(text)
 
 
 @router.get("/projects/{slug}/comparisons/{number}")
 def show(request: Request, session: SessionDep, who: Me, slug: str, number: int) -> Response:
     """Show one comparison with its pairs."""
-    frame = frame_of(request, session, who, slug, tab="Versions", title=f"Comparison {number}")
+    title = _("Comparison %(number)s", number=number)
+    frame = frame_of(request, session, who, slug, tab="Versions", title=title)
     found = comparisons.get_comparison(session, who.actor, frame.project, number)
     numbers = numbers_of(versions.list_versions(session, who.actor, frame.project))
     pairs = comparisons.pairs_of(session, who.actor, frame.project, found)
@@ -234,8 +235,12 @@ def show(request: Request, session: SessionDep, who: Me, slug: str, number: int)
 def pair_row(pair: ComparisonPair, prompt: Prompt, said: list[Preferred]) -> PairRow:
     """A pair as the page shows it."""
     new, old, neither = (said.count(one) for one in (Preferred.new, Preferred.old, Preferred.neither))
-    parts = [(new, "new"), (old, "old"), (neither, "neither")]
-    words = ", ".join(name if count == 1 else f"{name} {count}\u00d7" for count, name in parts if count)
+    parts = ((new, pgettext("version", "new")), (old, pgettext("version", "old")), (neither, _("neither")))
+    words = ""
+    for count, name in parts:
+        if count:
+            one = name if count == 1 else _("%(preferred)s %(count)s\u00d7", preferred=name, count=count)
+            words = _("%(first)s, %(second)s", first=words, second=one) if words else one
     return PairRow(
         prompt=str(prompt.id),
         image=image_url(prompt.images[0].sha256 if prompt.images else None),
@@ -244,7 +249,7 @@ def pair_row(pair: ComparisonPair, prompt: Prompt, said: list[Preferred]) -> Pai
         old=pair.old_text,
         new=pair.new_text,
         alike=pair.alike,
-        said="identical: a tie" if pair.alike else words or "not judged yet",
+        said=_("identical: a tie") if pair.alike else words or _("not judged yet"),
         tone="good" if new > old else "bad" if old > new else "",
     )
 
@@ -252,6 +257,7 @@ def pair_row(pair: ComparisonPair, prompt: Prompt, said: list[Preferred]) -> Pai
 @router.post("/projects/{slug}/comparisons/{number}/close")
 def close(session: SessionDep, who: Poster, request: Request, slug: str, number: int) -> Response:
     """Close a comparison; its result stays."""
-    frame = frame_of(request, session, who, slug, tab="Versions", title=f"Comparison {number}")
+    title = _("Comparison %(number)s", number=number)
+    frame = frame_of(request, session, who, slug, tab="Versions", title=title)
     comparisons.close(session, who.actor, frame.project, number)
     return back_to(f"/admin/projects/{slug}/comparisons/{number}", "closed")

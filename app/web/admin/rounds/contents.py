@@ -17,15 +17,18 @@ from app.web.access import Me
 from app.web.admin.frame import frame_of
 from app.web.rendering import page
 from app.web.words import image_url, prompt_words
+from illume.phrases import _
 
 router = APIRouter()
 ROLES = (
-    ("rationale", "Explanations trained on"),
-    ("guard", "Answer-only examples"),
-    ("val", "Validation prompts"),
-    ("heldout", "Held-out explanations"),
-    ("rejection", "Rejected explanations"),
+    ("rationale", _("Explanations trained on")),
+    ("guard", _("Answer-only examples")),
+    ("val", _("Validation prompts")),
+    ("heldout", _("Held-out explanations")),
+    ("rejection", _("Rejected explanations")),
+    ("machine", _("Accepted by machine")),
 )
+OPTIONAL = ("rejection", "machine")
 PAGE_SIZE = 50
 
 
@@ -69,12 +72,12 @@ def show_contents(
         who,
         slug,
         tab="Training rounds",
-        title=f"Snapshot of training round {number}",
+        title=_("Snapshot of training round %(number)s", number=number),
         need=Right.reviews,
     )
     found = rounds.get_round_by_number(session, who.actor, frame.project, number)
     if found.snapshot_id is None:
-        raise NotFound(f"The snapshot of training round {number} has not been taken yet.")
+        raise NotFound(_("The snapshot of training round %(number)s has not been taken yet.", number=number))
     snapshot = snapshots.get_snapshot(session, who.actor, found.snapshot_id)
     rows = snapshots.read(snapshot)
     counts = Counter(row.role.value for row in rows)
@@ -88,7 +91,7 @@ def show_contents(
         sha256=snapshot.sha256,
         redacted=snapshot.redacted,
         role=role,
-        roles=tuple((key, name, counts[key]) for key, name in ROLES if key != "rejection" or counts[key]),
+        roles=tuple((key, name, counts[key]) for key, name in ROLES if key not in OPTIONAL or counts[key]),
         rows=tuple(content_row(row) for row in chosen[start : start + PAGE_SIZE]),
         previous=f"?role={role}&start={max(0, start - PAGE_SIZE)}" if start else "",
         next=f"?role={role}&start={start + PAGE_SIZE}" if start + PAGE_SIZE < len(chosen) else "",

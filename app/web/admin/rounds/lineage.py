@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.models import ModelVersion
+from app.web.rendering import number, signed
+from illume.phrases import _
 
 STEP, LANE = 132, 72
 LEFT, TOP = 56, 32
@@ -60,9 +63,11 @@ def lineage(versions: Sequence[ModelVersion], scores: dict[int, float | None], a
             number=one.number,
             x=places[one.id][0],
             y=places[one.id][1],
-            label=" ".join((f"v{one.number}", _score(scores.get(one.id)))).strip()
-            + (f", from v{numbers[one.parent_id]}" if one.parent_id in numbers else ", the base model")
-            + (", active" if one.id == active_id else ""),
+            label=_label(
+                f"v{one.number} {_score(scores.get(one.id))}".strip(),
+                None if one.parent_id is None else numbers.get(one.parent_id),
+                active=one.id == active_id,
+            ),
             score=_score(scores.get(one.id)),
             active=one.id == active_id,
         )
@@ -74,7 +79,7 @@ def lineage(versions: Sequence[ModelVersion], scores: dict[int, float | None], a
         if one.parent_id is not None and one.parent_id in places
     )
     return Lineage(
-        summary=f"Version tree: {'; '.join(node.label for node in nodes)}.",
+        summary=_("Version tree: %(versions)s.", versions=_listed([node.label for node in nodes])),
         width=2 * LEFT + STEP * (len(ordered) - 1),
         height=2 * TOP + LANE * max(lanes.values()) + 24,
         radius=RADIUS,
@@ -84,7 +89,21 @@ def lineage(versions: Sequence[ModelVersion], scores: dict[int, float | None], a
 
 
 def _score(score: float | None) -> str:
-    return "" if score is None else f"{score:.3f}"
+    return "" if score is None else number(score, 3)
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return functools.reduce(lambda one, other: _("%(one)s; %(other)s", one=one, other=other), labels)
+
+
+def _label(version: str, parent: int | None, *, active: bool) -> str:
+    if parent is None:
+        if active:
+            return _("%(version)s, the base model, active", version=version)
+        return _("%(version)s, the base model", version=version)
+    if active:
+        return _("%(version)s, from v%(parent)s, active", version=version, parent=parent)
+    return _("%(version)s, from v%(parent)s", version=version, parent=parent)
 
 
 def assign_lanes(ordered: Sequence[ModelVersion]) -> dict[int, int]:
@@ -110,5 +129,5 @@ def edge(start: tuple[int, int], end: tuple[int, int], before: float | None, aft
     x1, y1, x2, y2 = start[0] + RADIUS, start[1], end[0] - RADIUS, end[1]
     middle = x2 - (STEP // 2 - RADIUS)
     path = f"M{x1} {y1}H{x2}" if y1 == y2 else f"M{x1} {y1}C{middle} {y1} {middle - 12} {y2} {x2} {y2}"
-    label = "" if before is None or after is None else f"{after - before:+.3f}".replace("-", "\u2212")
+    label = "" if before is None or after is None else signed(after - before, 3)
     return Edge(path, label, x2 - (STEP - 2 * RADIUS) // 2, y2 - 8)

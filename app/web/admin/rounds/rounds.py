@@ -22,32 +22,34 @@ from app.web.access import Me, Poster, managed_project
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.next_steps import NextStep, judging_step, next_round_step
 from app.web.admin.projects.setting_fields import describe_setting
-from app.web.admin.rounds.scores import ScoreRow, score_rows
+from app.web.admin.rounds.scores import ScoreRow, score_rows, variant_rows
 from app.web.charts import Chart, Line, Sample, line_chart
 from app.web.errors import wants_fragment
-from app.web.rendering import duration, fragment, live, page, with_minus
-from app.web.words import METRIC_WORDS, TRIGGER_WORDS, round_tone, round_words
+from app.web.rendering import duration, fragment, live, number, page, with_minus
+from app.web.words import METRIC_WORDS, ROUND_WORDS, TRIGGER_WORDS, round_tone, round_words
+from illume.phrases import Phrase, _, kept, ngettext, pgettext
 
 router = APIRouter()
 MOST_POINTS = 400
 LOG_LINES = 300
 LEFT_OUT_ROWS = 100
 PART_NAMES = {
-    "rationale": "training, with its explanation",
-    "guard": "training, answer only",
-    "val": "validation",
-    "heldout": "held-out explanation",
-    "rejection": "training, rejected explanation",
+    "rationale": _("training, with its explanation"),
+    "guard": _("training, answer only"),
+    "val": _("validation"),
+    "heldout": _("held-out explanation"),
+    "rejection": _("training, rejected explanation"),
+    "machine": _("training, accepted by machine"),
 }
 ENDED = (RoundState.succeeded, RoundState.failed, RoundState.cancelled)
 COUNT_NAMES = (
-    ("prompts", "Prompts with an explanation"),
-    ("rationale", "Explanations"),
-    ("guard", "Answer-only examples"),
-    ("val", "Validation prompts"),
-    ("heldout", "Held-out explanations"),
+    ("prompts", _("Prompts with an explanation")),
+    ("rationale", _("Explanations")),
+    ("guard", _("Answer-only examples")),
+    ("val", _("Validation prompts")),
+    ("heldout", _("Held-out explanations")),
 )
-REJECTION_NAMES = (("rejection", "Rejected explanations"),)
+OTHER_NAMES = (("rejection", _("Rejected explanations")), ("machine", _("Accepted by machine")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class PreviewView:
     may_manage: bool
     obstacle: str
     step: NextStep | None
-    parent: str
+    parent: int | None
     seconds: float
     prompts: int
     rationales: int
@@ -95,9 +97,10 @@ class PreviewView:
     heldout: int
     rejections: int | None
     pairs: int | None
+    machine: int | None
     metric: str
     settings: str
-    about: str
+    exact: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +152,14 @@ class RoundView:
     error: str
     reason: str
     activated: bool
-    made: str
+    made: int | None
     metric: str
     parent: str
     loss: Chart | None
     compared: tuple[Chart, ...]
     scores: Chart | None
     results: tuple[ScoreRow, ...]
+    variants: tuple[ScoreRow, ...]
     snapshot: SnapshotView | None
     left_out: tuple[LeftOutRow, ...]
     n_left_out: int
@@ -168,13 +172,17 @@ class RoundView:
 @router.get("/projects/{slug}/rounds")
 def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """List the rounds, newest first."""
-    frame = frame_of(request, session, who, slug, tab="Training rounds", title="Training rounds")
+    frame = frame_of(request, session, who, slug, tab="Training rounds", title=_("Training rounds"))
     settings = projects.settings_of(session, frame.project)
     numbers = version_numbers(session, who.actor, frame)
     sentence = (
-        f"A training round starts automatically after {settings.round_every} newly accepted prompts."
+        ngettext(
+            "A training round starts automatically after %(num)s newly accepted prompts.",
+            "A training round starts automatically after %(num)s newly accepted prompts.",
+            settings.round_every,
+        )
         if settings.auto_rounds
-        else "An admin starts each training round. The project's settings can make them start automatically."
+        else _("An admin starts each training round. The project's settings can make them start automatically.")
     )
     found = rounds.list_rounds(session, who.actor, frame.project, limit=200).items
     rows = tuple(round_row(one, numbers) for one in found)
@@ -195,13 +203,13 @@ def round_row(one: Round, numbers: Mapping[int, int]) -> RoundRow:
     took = (one.finished_at - one.started_at).total_seconds() if one.finished_at and one.started_at else None
     return RoundRow(
         number=one.number,
-        state=str(state.value),
+        state=ROUND_WORDS[state],
         tone=round_tone(state),
         active=state.is_active,
         fraction=float(one.progress.get("fraction") or 0.0),
         line=round_words(one),
-        made="–" if one.version_id is None else f"version {numbers[one.version_id]}",
-        reason=one.error or with_minus(str(rounds.decision_of(one).get("reason", ""))),
+        made="–" if one.version_id is None else _("version %(number)s", number=numbers[one.version_id]),
+        reason=kept(one.error, one.error_phrase) or with_minus(rounds.decision_of(one).get("reason", "")),
         trigger=TRIGGER_WORDS[RoundTrigger(one.trigger)],
         seconds=took,
         created_at=one.created_at,
@@ -214,7 +222,7 @@ def round_row(one: Round, numbers: Mapping[int, int]) -> RoundRow:
 @router.get("/projects/{slug}/rounds/preview")
 def preview(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """Show what a round that starts now would train on, and its estimated duration."""
-    frame = frame_of(request, session, who, slug, tab="Training rounds", title="Start a training round")
+    frame = frame_of(request, session, who, slug, tab="Training rounds", title=_("Start a training round"))
     settings = projects.settings_of(session, frame.project)
     running = rounds.active_round(session, frame.project)
     found = rounds.preview(session, who.actor, frame.project)
@@ -226,7 +234,7 @@ def preview(request: Request, session: SessionDep, who: Me, slug: str) -> Respon
         may_manage=frame.may_manage,
         obstacle=obstacle,
         step=next_round_step(session, frame) if running else judging_step(frame) if obstacle else None,
-        parent=f"version {numbers[active]}" if active in numbers else "no version",
+        parent=None if active is None else numbers.get(active),
         seconds=found.estimated_seconds,
         prompts=found.n_prompts,
         rationales=found.n_rationales,
@@ -235,9 +243,16 @@ def preview(request: Request, session: SessionDep, who: Me, slug: str) -> Respon
         heldout=found.n_heldout,
         rejections=found.n_rejections,
         pairs=found.n_pairs,
+        machine=found.n_machine,
         metric=METRIC_WORDS.get(found.metric, found.metric),
-        settings=f"{settings.epochs} epochs, learning rate {settings.learning_rate:g}, LoRA rank {settings.lora_rank}",
-        about="" if found.exact else "about ",
+        settings=ngettext(
+            "%(num)s epochs, learning rate %(rate)s, LoRA rank %(rank)s",
+            "%(num)s epochs, learning rate %(rate)s, LoRA rank %(rank)s",
+            settings.epochs,
+            rate=f"{settings.learning_rate:g}",
+            rank=settings.lora_rank,
+        ),
+        exact=found.exact,
     )
     if wants_fragment(request):
         return fragment("admin/rounds/round_preview.html", "content", shell=frame.shell, view=view)
@@ -247,9 +262,12 @@ def preview(request: Request, session: SessionDep, who: Me, slug: str) -> Respon
 def obstacle_of(running: Round | None, found: RoundPreview) -> str:
     """Why no round can start now; empty if one can."""
     if running is not None:
-        return f"Training round {running.number} is still running. Wait for it to finish or cancel it first."
+        return _(
+            "Training round %(number)s is still running. Wait for it to finish or cancel it first.",
+            number=running.number,
+        )
     if not found.n_rationales:
-        return "No explanations have been accepted yet, so there is nothing to train on."
+        return _("No explanations have been accepted yet, so there is nothing to train on.")
     return ""
 
 
@@ -275,7 +293,7 @@ def change(session: SessionDep, who: Poster, slug: str, number: int, change: str
     project = managed_project(session, who.actor, slug, Right.administers)
     found = rounds.get_round_by_number(session, who.actor, project, number)
     if change not in CHANGES:
-        raise Conflict(f"A training round can be cancelled, resumed or rerun, not '{change}'.")
+        raise Conflict(_("A training round can be cancelled, resumed or rerun, not '%(change)s'.", change=change))
     act, done = CHANGES[change]
     changed = act(session, who.actor, found.id)
     return back_to(f"/admin/projects/{slug}/rounds/{changed.number}", done)
@@ -287,7 +305,8 @@ def change(session: SessionDep, who: Poster, slug: str, number: int, change: str
 @router.get("/projects/{slug}/rounds/{number}")
 def show(request: Request, session: SessionDep, who: Me, slug: str, number: int) -> Response:
     """Show one round: its progress, curves, snapshot and result."""
-    frame = frame_of(request, session, who, slug, tab="Training rounds", title=f"Training round {number}")
+    title = _("Training round %(number)s", number=number)
+    frame = frame_of(request, session, who, slug, tab="Training rounds", title=title)
     found = rounds.get_round_by_number(session, who.actor, frame.project, number)
     view = round_view(session, who.actor, frame, found)
     if wants_fragment(request):
@@ -306,7 +325,7 @@ def round_view(session: Session, actor: Actor, frame: Frame, found: Round) -> Ro
     return RoundView(
         slug=frame.project.slug,
         number=found.number,
-        state=str(state.value),
+        state=ROUND_WORDS[state],
         tone=round_tone(state),
         trigger=TRIGGER_WORDS[RoundTrigger(found.trigger)],
         created_at=found.created_at,
@@ -318,16 +337,17 @@ def round_view(session: Session, actor: Actor, frame: Frame, found: Round) -> Ro
         active=state.is_active,
         fraction=float(found.progress.get("fraction") or 0.0),
         line=round_words(found),
-        error=found.error or "",
-        reason=with_minus(str(rounds.decision_of(found).get("reason", ""))),
+        error=kept(found.error, found.error_phrase),
+        reason=with_minus(rounds.decision_of(found).get("reason", "")),
         activated=bool(found.decision.get("activate")),
-        made=f"Version {numbers[found.version_id]}" if found.version_id in numbers else "",
+        made=None if found.version_id is None else numbers.get(found.version_id),
         metric=METRIC_WORDS.get(metric, metric),
-        parent=f"version {numbers.get(found.parent_id, '?')}",
+        parent=_("version %(number)s", number=numbers.get(found.parent_id, "?")),
         loss=loss_chart(events),
         compared=preference_charts(events),
         scores=epoch_chart(events, found.metrics.get("best_epoch")),
         results=score_rows(found.metrics),
+        variants=variant_rows(found.metrics),
         snapshot=None if snapshot is None else snapshot_view(snapshot),
         left_out=left_out_rows(found),
         n_left_out=len(found.metrics.get("left_out", ())),
@@ -344,7 +364,7 @@ def snapshot_view(snapshot: Snapshot) -> SnapshotView:
         sha256=snapshot.sha256,
         counts=tuple(
             (key, name, int(snapshot.counts.get(key, 0)))
-            for key, name in (*COUNT_NAMES, *(one for one in REJECTION_NAMES if one[0] in snapshot.counts))
+            for key, name in (*COUNT_NAMES, *(one for one in OTHER_NAMES if one[0] in snapshot.counts))
         ),
         settings=tuple(sorted(describe_setting(name, value) for name, value in settings.items())),
     )
@@ -353,7 +373,7 @@ def snapshot_view(snapshot: Snapshot) -> SnapshotView:
 def left_out_rows(found: Round) -> tuple[LeftOutRow, ...]:
     """The first prompts that a round left out."""
     return tuple(
-        LeftOutRow(str(one["prompt"]), PART_NAMES.get(one["role"], one["role"]), str(one["reason"]))
+        LeftOutRow(str(one["prompt"]), PART_NAMES.get(one["role"], one["role"]), kept(one["reason"], one.get("phrase")))
         for one in found.metrics.get("left_out", ())[:LEFT_OUT_ROWS]
     )
 
@@ -364,17 +384,20 @@ Names = Sequence[tuple[str, str]]
 
 def loss_chart(events: Sequence[RoundEvent]) -> Chart | None:
     """The loss by optimiser step."""
-    names = [("loss", "loss"), ("answer_loss", "answers"), ("rationale_loss", "explanations")]
-    return step_chart("Loss", events, [*names, ("preference_loss", "rejections")])
+    names = [("loss", _("loss")), ("answer_loss", _("answers")), ("rationale_loss", _("explanations"))]
+    return step_chart(_("Loss"), events, [*names, ("preference_loss", _("rejections"))])
 
 
 def preference_charts(events: Sequence[RoundEvent]) -> tuple[Chart, ...]:
     """How accepted and rejected explanations fare by optimiser step, where a round learns from both."""
-    likely = (("accepted_logprob", "accepted"), ("rejected_logprob", "rejected"))
-    right = (("preference_accuracy", "with the pictures"), ("blank_accuracy", "with blank pictures"))
+    likely = (
+        ("accepted_logprob", pgettext("explanations", "accepted")),
+        ("rejected_logprob", pgettext("explanations", "rejected")),
+    )
+    right = (("preference_accuracy", _("with the pictures")), ("blank_accuracy", _("with blank pictures")))
     charts = (
-        step_chart("Log-likelihood (nats per token)", events, likely),
-        step_chart("Pairs in which the accepted explanation is likelier", events, right),
+        step_chart(_("Log-likelihood (nats per token)"), events, likely),
+        step_chart(_("Pairs in which the accepted explanation is likelier"), events, right),
     )
     return tuple(chart for chart in charts if chart is not None)
 
@@ -388,7 +411,7 @@ def step_chart(title: str, events: Sequence[RoundEvent], names: Names) -> Chart 
         Line(name, tuple(Sample(one["step"], one[key]) for one in kept if one.get(key) is not None), dots=False)
         for key, name in names
     ]
-    return line_chart(title, lines, x_name="step", x_format=lambda x: f"{x:.0f}")
+    return line_chart(title, lines, x_name=_("step"), x_format=lambda x: f"{x:.0f}")
 
 
 def epoch_chart(events: Sequence[RoundEvent], best: int | None) -> Chart | None:
@@ -400,11 +423,11 @@ def epoch_chart(events: Sequence[RoundEvent], best: int | None) -> Chart | None:
         if epochs[epoch].get("score") is not None
     )
     return line_chart(
-        "Score per epoch",
-        [Line("score", samples)],
-        x_name="epoch",
+        _("Score per epoch"),
+        [Line(_("score"), samples)],
+        x_name=_("epoch"),
         x_format=lambda x: f"{x:.0f}",
-        y_format=lambda y: f"{y:.3f}",
+        y_format=lambda y: number(y, 3),
     )
 
 
@@ -416,11 +439,20 @@ def log_of(events: Sequence[RoundEvent], found: Round) -> tuple[LogLine, ...]:
             lines.append(LogLine(f"{event.at:%H:%M:%S}", str(event.data.get("message", ""))))
         elif event.kind == "epoch":
             score, loss = event.data.get("score"), event.data.get("loss")
-            words = [f"epoch {event.data.get('epoch')}"]
-            words += [f"loss {loss:.4f}"] if loss is not None else []
-            words += [f"score {score:.4f}"] if score is not None else []
-            lines.append(LogLine(f"{event.at:%H:%M:%S}", ", ".join(words)))
+            words = epoch_words(event.data.get("epoch"), loss, score)
+            lines.append(LogLine(f"{event.at:%H:%M:%S}", words))
     if found.finished_at and found.started_at:
+        ended = ROUND_WORDS[RoundState(found.state)]
         took = duration((found.finished_at - found.started_at).total_seconds())
-        lines.append(LogLine(f"{found.finished_at:%H:%M:%S}", f"{found.state} after {took}"))
+        lines.append(LogLine(f"{found.finished_at:%H:%M:%S}", _("%(state)s after %(time)s", state=ended, time=took)))
     return tuple(lines[-LOG_LINES:])
+
+
+def epoch_words(epoch: object, loss: float | None, score: float | None) -> Phrase:
+    """What the log says of an epoch."""
+    shown = {"epoch": epoch, "loss": number(loss, 4), "score": number(score, 4)}
+    if loss is not None and score is not None:
+        return _("epoch %(epoch)s, loss %(loss)s, score %(score)s", **shown)
+    if loss is not None:
+        return _("epoch %(epoch)s, loss %(loss)s", **shown)
+    return _("epoch %(epoch)s, score %(score)s", **shown) if score is not None else _("epoch %(epoch)s", **shown)

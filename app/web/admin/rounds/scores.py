@@ -10,33 +10,50 @@ from typing import Any
 from app.models import ModelVersion, Round
 from app.services.rounds.rounds import decision_of
 from app.web.charts import Chart, Line, Sample, line_chart
-from app.web.rendering import percent, with_minus
+from app.web.rendering import number, percent, signed, with_minus
 from app.web.words import METRIC_WORDS
 from illume.evaluation.activation import outcome_of
+from illume.phrases import _
 
 # The scores of the before/after table: key in the metrics, name, whether it is a share.
 NAMES = (
-    ("sampled_rouge_l", "ROUGE-L, sampled at T = 0.7", False),
-    ("greedy_rouge_l", "ROUGE-L, greedy", False),
-    ("own_sampled_rouge_l", "ROUGE-L, sampled, given its own answer", False),
-    ("sampled_faithful", "True to the scene, sampled", True),
-    ("greedy_faithful", "True to the scene, greedy", True),
-    ("sampled_chrf", "chrF++, sampled", False),
-    ("greedy_chrf", "chrF++, greedy", False),
-    ("sampled_meteor", "METEOR (English), sampled", False),
-    ("greedy_meteor", "METEOR (English), greedy", False),
-    ("sampled_bleu_4", "BLEU-4, sampled", False),
-    ("greedy_bleu_4", "BLEU-4, greedy", False),
-    ("sampled_cider", "CIDEr (English), sampled", False),
-    ("greedy_cider", "CIDEr (English), greedy", False),
-    ("heldout", "Log-likelihood of held-out explanations", False),
-    ("answer_accuracy", "Answer accuracy", True),
+    ("sampled_rouge_l", _("ROUGE-L, sampled at T = 0.7"), False),
+    ("greedy_rouge_l", _("ROUGE-L, greedy"), False),
+    ("own_sampled_rouge_l", _("ROUGE-L, sampled, given its own answer"), False),
+    ("sampled_faithful", _("True to the scene, sampled"), True),
+    ("greedy_faithful", _("True to the scene, greedy"), True),
+    ("sampled_chrf", _("chrF++, sampled"), False),
+    ("greedy_chrf", _("chrF++, greedy"), False),
+    ("sampled_meteor", _("METEOR (English), sampled"), False),
+    ("greedy_meteor", _("METEOR (English), greedy"), False),
+    ("sampled_bleu_4", _("BLEU-4, sampled"), False),
+    ("greedy_bleu_4", _("BLEU-4, greedy"), False),
+    ("sampled_cider", _("CIDEr (English), sampled"), False),
+    ("greedy_cider", _("CIDEr (English), greedy"), False),
+    ("heldout", _("Log-likelihood of held-out explanations"), False),
+    ("answer_accuracy", _("Answer accuracy"), True),
+    ("greedy_balanced_accuracy", _("Balanced accuracy of ratings"), True),
+    ("greedy_recall", _("Recall: violations that are found"), True),
+    ("greedy_specificity", _("Specificity: others that are passed"), True),
+    ("greedy_f1", _("F1 of ratings"), True),
+    ("greedy_rating_accuracy", _("Exactly right ratings"), True),
+    ("greedy_category_accuracy", _("Right categories, where the rating is right"), True),
+    ("greedy_invalid_share", _("Invalid answers"), True),
+    ("greedy_policy_exception_recall", _("The rating follows where a changed policy turns it"), True),
+    ("greedy_policy_exception_specificity", _("The rating stays where a changed policy does not turn it"), True),
 )
+VARIANT_NAMES: Mapping[str, str] = {
+    "own_allowed": _("Own category allowed"),
+    "own_strict": _("Own category strict"),
+    "others_allowed": _("Other categories allowed"),
+    "others_strict": _("Other categories strict"),
+}
+"""What a variant of a policy is called in a table, by the names of `illume.fields.variants`."""
 
 
 @dataclass(frozen=True, slots=True)
 class VersionRow:
-    """A version in a table."""
+    """A version in a table. `origin` is empty for one that a round made."""
 
     number: int
     name: str
@@ -47,8 +64,11 @@ class VersionRow:
     sampled: float | None
     greedy: float | None
     accuracy: float | None
+    balanced: float | None
+    balanced_between: str
     change: str
     accuracy_change: str
+    balanced_change: str
     parent: int | None
     adapter: str
     reason: str
@@ -57,13 +77,14 @@ class VersionRow:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRow:
-    """A score of a round's parent and of its new version."""
+    """A score of a round's parent and of its new version. `between` is the interval of the new one's, if it has one."""
 
     name: str
     parent: str
     new: str
     change: str
     interval: str
+    between: str = ""
 
 
 def means_of(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -95,23 +116,32 @@ def _row(
     changes: Mapping[str, Any] = version.metrics.get("change") or {}
     return VersionRow(
         number=version.number,
-        name=f"Version {version.number}",
+        name=_("Version %(number)s", number=version.number),
         active=version.id == active_id,
         waits=newest and version.id != active_id and bool(decision) and not decision.get("activate"),
         origin=(
-            f"base model {version.base_model}"
+            _("base model %(name)s", name=version.base_model)
             if version.parent_id is None
-            else f"from version {numbers.get(version.parent_id, '?')}, in"
+            else ""
+            if made_by
+            else _("from version %(parent)s", parent=numbers.get(version.parent_id, "?"))
         ),
         round=made_by.number if made_by else None,
         sampled=means.get("sampled_rouge_l"),
         greedy=means.get("greedy_rouge_l"),
         accuracy=means.get("answer_accuracy"),
+        balanced=means.get("greedy_balanced_accuracy"),
+        balanced_between=between_words(
+            _field_measures(version.metrics or base_scores.get(version.id, {})).get("balanced_accuracy")
+        ),
         change=_change(changes.get("sampled_rouge_l"), False) if changes.get("sampled_rouge_l") else "",
         accuracy_change=_change(changes.get("answer_accuracy"), True) if changes.get("answer_accuracy") else "",
+        balanced_change=(
+            _change(changes["greedy_balanced_accuracy"], True) if changes.get("greedy_balanced_accuracy") else ""
+        ),
         parent=numbers.get(version.parent_id) if version.parent_id is not None else None,
         adapter=f"/api/v1/versions/{version.id}/adapter" if version.adapter else "",
-        reason=with_minus(str(decision.get("reason", ""))),
+        reason=with_minus(decision.get("reason", "")),
         created_at=version.created_at,
     )
 
@@ -145,11 +175,11 @@ def score_chart(versions: Sequence[ModelVersion], active_id: int | None) -> Char
             low, high = before + change["low"], before + change["high"]
         samples.append(Sample(version.number, score, low, high, lit=version.id == active_id))
     return line_chart(
-        "Score per version",
-        [Line("score", tuple(samples))],
-        x_name="version",
+        _("Score per version"),
+        [Line(_("score"), tuple(samples))],
+        x_name=_("version"),
         x_format=lambda x: f"v{x:.0f}",
-        y_format=lambda y: f"{y:.3f}",
+        y_format=lambda y: number(y, 3),
     )
 
 
@@ -165,6 +195,7 @@ def score_rows(metrics: Mapping[str, Any]) -> tuple[ScoreRow, ...]:
     """The before/after table of a round's metrics."""
     new, parent = means_of(metrics), means_of(metrics.get("parent") or {})
     changes: Mapping[str, Any] = metrics.get("change") or {}
+    measures = _field_measures(metrics)
     return tuple(
         ScoreRow(
             name=name,
@@ -172,32 +203,61 @@ def score_rows(metrics: Mapping[str, Any]) -> tuple[ScoreRow, ...]:
             new=_shown(new.get(key), share),
             change=_mean(changes.get(key), share),
             interval=_interval(changes.get(key), share),
+            between=between_words(measures.get(key.removeprefix("greedy_")) if share else None),
         )
         for key, name, share in NAMES
         if key in new or key in parent
     )
 
 
+def variant_rows(metrics: Mapping[str, Any]) -> tuple[ScoreRow, ...]:
+    """How many ratings are exactly right under each variant of policies, before and after; none without variants."""
+    new, parent = (_field_measures(one, "by_change") for one in (metrics, metrics.get("parent") or {}))
+    rows = []
+    for change, name in VARIANT_NAMES.items():
+        before, after = ((one.get(change) or {}).get("rating_accuracy") or {} for one in (parent, new))
+        if before or after:
+            old, now = (_shown(one.get("mean"), True) for one in (before, after))
+            rows.append(ScoreRow(name, parent=old, new=now, change="", interval="", between=between_words(after)))
+    return tuple(rows)
+
+
+def _field_measures(metrics: Mapping[str, Any], kind: str = "measures") -> Mapping[str, Any]:
+    """The measures of greedy structured answers, each with its interval by image."""
+    found: Mapping[str, Any] = ((metrics.get("fields") or {}).get("greedy") or {}).get(kind) or {}
+    return found
+
+
+def between_words(measure: Mapping[str, Any] | None) -> str:
+    """The interval of a share, in words; empty where there is none."""
+    if not measure or measure.get("low") is None or measure.get("high") is None:
+        return ""
+    return _("(%(low)s to %(high)s)", low=percent(measure["low"], 1), high=percent(measure["high"], 1))
+
+
 def _shown(value: float | None, share: bool) -> str:
     if value is None:
         return "–"
-    return percent(value, 1) if share else f"{value:.3f}"
+    return percent(value, 1) if share else number(value, 3)
 
 
 def _change(interval: Mapping[str, float] | None, share: bool) -> str:
-    return f"{_mean(interval, share)} {_interval(interval, share)}".strip()
+    mean, between = _mean(interval, share), _interval(interval, share)
+    return _("%(mean)s %(interval)s", mean=mean, interval=between) if between else mean
 
 
 def _mean(interval: Mapping[str, float] | None, share: bool) -> str:
     if not interval:
         return "–"
-    return f"{_signed(interval['mean'], share)}{' points' if share else ''}"
+    mean = _signed(interval["mean"], share)
+    return _("%(number)s points", number=mean) if share else mean
 
 
 def _interval(interval: Mapping[str, float] | None, share: bool) -> str:
     if not interval or not has_interval(interval):
         return ""
-    return f"({_signed(interval['low'], share)} to {_signed(interval['high'], share)})"
+    low, high = _signed(interval["low"], share), _signed(interval["high"], share)
+    return _("(%(low)s to %(high)s)", low=low, high=high)
 
 
 def has_interval(change: Mapping[str, Any]) -> bool:
@@ -206,4 +266,4 @@ def has_interval(change: Mapping[str, Any]) -> bool:
 
 
 def _signed(value: float, share: bool) -> str:
-    return (f"{100 * value:+.1f}" if share else f"{value:+.3f}").replace("-", "\u2212")
+    return signed(100 * value, 1) if share else signed(value, 3)

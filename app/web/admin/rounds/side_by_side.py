@@ -19,20 +19,20 @@ from app.web.access import Me
 from app.web.admin.frame import frame_of
 from app.web.admin.next_steps import NextStep, next_round_step
 from app.web.judging.views import Picture, ReadPart, read_in_order
-from app.web.rendering import page
-from app.web.words import OUTCOME_TONES, image_url, prompt_words
-from illume.evaluation.activation import outcome_words
+from app.web.rendering import page, signed
+from app.web.words import OUTCOME_TONES, image_url, outcome_words, prompt_words
+from illume.phrases import _, pgettext
 
 router = APIRouter()
 PAGE_SIZE = 25
 MAX_COMPARED_WORDS = 3000
 SORTS = (
-    ("better", "most improved first"),
-    ("worse", "most worsened first"),
-    ("most", "largest difference first"),
-    ("prompt", "in the order added"),
+    ("better", _("most improved first")),
+    ("worse", _("most worsened first")),
+    ("most", _("largest difference first")),
+    ("prompt", _("in the order added")),
 )
-STYLES = (("sampled", "sampled at T = 0.7"), ("greedy", "greedy"))
+STYLES = (("sampled", _("sampled at T = 0.7")), ("greedy", _("greedy")))
 ORDERS: Mapping[str, Callable[[Pair], tuple[float, int]]] = {
     "better": lambda one: (-(one.difference or 0.0), one.prompt_id),
     "worse": lambda one: (one.difference or 0.0, one.prompt_id),
@@ -40,7 +40,7 @@ ORDERS: Mapping[str, Callable[[Pair], tuple[float, int]]] = {
     "prompt": lambda one: (0.0, one.prompt_id),
 }
 SHOWN: Mapping[str, Callable[[float | None], bool]] = {
-    "": lambda _: True,
+    "": lambda _difference: True,
     "better": lambda difference: difference is not None and difference > TOLERANCE,
     "worse": lambda difference: difference is not None and difference < -TOLERANCE,
     "same": lambda difference: difference is None or abs(difference) <= TOLERANCE,
@@ -122,7 +122,7 @@ def show(
     start: int = 0,
 ) -> Response:
     """Show two versions side by side; by default the newest one and its parent."""
-    frame = frame_of(request, session, who, slug, tab="Versions", title="Compare")
+    frame = frame_of(request, session, who, slug, tab="Versions", title=_("Compare"))
     known = versions.list_versions(session, who.actor, frame.project)
     left, right = chosen(known, old, new)
     found = SideBySide((), None, same_settings=True)
@@ -170,7 +170,7 @@ def chosen(
     by_number = {one.number: one for one in known}
     for number in (old, new):
         if number is not None and number not in by_number:
-            raise NotFound(f"There is no version {number} in this project.")
+            raise NotFound(_("There is no version %(number)s in this project.", number=number))
     by_id = {one.id: one for one in known}
     right = by_number[new] if new is not None else max(known, key=lambda one: one.number, default=None)
     if old is not None:
@@ -183,11 +183,9 @@ def change_words(found: SideBySide) -> str:
     if found.change is None:
         return ""
     if found.outcome == "too few to tell":
-        return f"{found.change.mean:+.3f}".replace("-", "\u2212")
-    mean, low, high = (
-        f"{one:+.3f}".replace("-", "\u2212") for one in (found.change.mean, found.change.low, found.change.high)
-    )
-    return f"{mean} ({low} to {high})"
+        return signed(found.change.mean, 3)
+    mean, low, high = (signed(one, 3) for one in (found.change.mean, found.change.low, found.change.high))
+    return _("%(mean)s (%(low)s to %(high)s)", mean=mean, low=low, high=high)
 
 
 def count_kinds(found: SideBySide, kind: str, address: Callable[..., str]) -> tuple[Share, ...]:
@@ -195,10 +193,10 @@ def count_kinds(found: SideBySide, kind: str, address: Callable[..., str]) -> tu
     better, worse = found.count(better=True), found.count(better=False)
     same = len(found.pairs) - better - worse
     counts = (
-        ("", "all", len(found.pairs)),
-        ("better", "better", better),
-        ("same", "unchanged", same),
-        ("worse", "worse", worse),
+        ("", pgettext("prompts", "all"), len(found.pairs)),
+        ("better", pgettext("prompts", "better"), better),
+        ("same", pgettext("prompts", "unchanged"), same),
+        ("worse", pgettext("prompts", "worse"), worse),
     )
     return tuple(Share(label, count, address(show=key), current=key == kind) for key, label, count in counts)
 
@@ -217,7 +215,7 @@ def pair_view(one: Pair) -> PairView:
         references=one.references,
         old=side_view(one.old, old),
         new=side_view(one.new, new),
-        difference="" if difference is None else f"{difference:+.3f}".replace("-", "\u2212"),
+        difference="" if difference is None else signed(difference, 3),
         tone="" if difference is None or abs(difference) <= TOLERANCE else "good" if difference > 0 else "bad",
     )
 

@@ -26,7 +26,7 @@ from app.processes.connect import Refused, forget_settings
 from app.services.exports import plan as export_plan
 from app.services.judging import feed
 from app.services.kernel.actors import SYSTEM
-from app.services.kernel.store import get_store
+from app.services.kernel.store import Store, get_store
 from app.services.rounds import snapshots
 from app.settings import ROOT, Settings, get_settings
 from tests import factories as make
@@ -34,15 +34,15 @@ from tests.app.services.exports.test_exports import SHAPES
 from tests.app.services.judged import make_judged
 from tests.conftest import CommittedDatabase
 
-Elsewhere = Callable[[str], Settings]
+Elsewhere = Callable[..., Settings]
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
-    """Points the settings to a store of another name; the settings."""
+    """Points the settings to a store of another name, by default to a folder's URL; the settings."""
 
-    def point(name: str) -> Settings:
-        monkeypatch.setenv("ILLUME_STORE_URL", f"file://{tmp_path / name}")
+    def point(name: str, url: str = "file://{}") -> Settings:
+        monkeypatch.setenv("ILLUME_STORE_URL", url.format(tmp_path / name))
         forget_settings()
         return get_settings()
 
@@ -134,9 +134,64 @@ def restore_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read()
 
 
+@pytest.fixture
+def tenant(committed_db: CommittedDatabase) -> Iterator[str]:
+    """A role that may make tables in an empty database, and owns nothing: its URL. An admin has added the extension."""
+    role = f"tenant_{os.getpid()}"
+    empty(committed_db)
+    with committed_db.engine.begin() as connection:
+        connection.execute(text("CREATE EXTENSION pg_trgm"))
+        connection.execute(text(f"CREATE ROLE {role} LOGIN"))
+        connection.execute(text(f"GRANT USAGE, CREATE ON SCHEMA public TO {role}"))
+    yield committed_db.url.replace("//illume@", f"//{role}@")
+    with committed_db.engine.begin() as connection:
+        connection.execute(text(f"DROP OWNED BY {role} CASCADE"))
+        connection.execute(text(f"DROP ROLE {role}"))
+
+
 class TestRestore:
+    def test_a_role_that_owns_no_more_than_its_tables(
+        self, kept: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    ) -> None:
+        file = tmp_path / "illume.tar"
+        backup.backup(kept, file)
+        url = request.getfixturevalue("tenant")
+        monkeypatch.setenv("ILLUME_DATABASE_URL", url)
+        forget_settings()
+        for _ in range(2):
+            restore.restore(get_settings(), file, replace=True, say=lambda _: None)
+        with psycopg.connect(url) as connection:
+            owners = "SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class WHERE relname IN ('users', 'verdicts')"
+            assert connection.execute(owners).fetchall() == [(connection.info.user,)]
+            assert connection.execute("SELECT slug FROM projects").fetchall() == [("cats",)]
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute("CREATE SCHEMA another")
+        backup.backup(get_settings(), tmp_path / "again.tar")
+
+    def test_what_others_left_in_the_schema_is_dropped(self, kept: Settings, tmp_path: Path) -> None:
+        file = tmp_path / "illume.tar"
+        backup.backup(kept, file)
+        with psycopg.connect(kept.database_url) as connection:
+            for left in (
+                "CREATE TYPE mood AS ENUM ('good')",
+                'CREATE TABLE "A table" (a mood)',
+                'CREATE VIEW seen AS SELECT a FROM "A table"',
+                "CREATE FUNCTION said(a int, b text) RETURNS int LANGUAGE sql AS 'SELECT 1'",
+                "CREATE SEQUENCE counted",
+                "CREATE DOMAIN kind AS text",
+                "CREATE TYPE pair AS (a int, b kind)",
+            ):
+                connection.execute(left.encode())
+        restore.restore(kept, file, replace=True, say=lambda _: None)
+        named = "SELECT to_regclass('seen'), to_regclass('\"A table\"'), to_regtype('mood'), to_regtype('pair'), "
+        named += "to_regtype('kind'), to_regclass('counted'), to_regprocedure('said(int, text)'), to_regtype('gtrgm')"
+        with psycopg.connect(kept.database_url) as connection:
+            [row] = connection.execute(named.encode()).fetchall()
+        assert row == (None,) * 7 + ("gtrgm",)
+
+    @pytest.mark.parametrize("url", ["file://{}", "{}", "memory://{}"], ids=["a folder", "its path", "a bucket"])
     def test_everything_is_back(
-        self, kept: Settings, committed_db: CommittedDatabase, elsewhere: Elsewhere, tmp_path: Path
+        self, kept: Settings, committed_db: CommittedDatabase, elsewhere: Elsewhere, tmp_path: Path, url: str
     ) -> None:
         file = tmp_path / "all.tar"
         made = backup.backup(kept, file)
@@ -144,7 +199,9 @@ class TestRestore:
         assert made.database.revision == migrations.required_revision()
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         empty(committed_db)
-        assert restore.restore(elsewhere("another"), file, replace=False) == made
+        assert restore.restore(elsewhere("another", url), file, replace=False) == made
+        again = backup.backup(get_settings(), tmp_path / "again.tar")
+        assert (again.objects, again.store) == ((0, False) if url.startswith("memory:") else (1, True))
         with committed_db.sessions.begin() as session:
             assert session.scalars(select(Project.slug)).all() == ["cats"]
             assert session.scalars(select(Candidate.text).order_by(Candidate.position)).all() == [
@@ -154,6 +211,13 @@ class TestRestore:
             sha256 = session.scalars(select(Image.sha256)).one()
             assert len(get_store().read_bytes(sha256)) > 0
             make.make_project(session, slug="dogs")  # ids go on where they were
+
+    def test_half_an_object_of_a_store_that_is_no_folder_is_replaced(self, tmp_path: Path) -> None:
+        store = Store(f"memory://{tmp_path.name}")
+        key = store.put_bytes(b"content")
+        store._fs.pipe_file(store._path(key), b"cont")
+        restore.add_to_bucket(store)(key, 7, io.BytesIO(b"content"))
+        assert store.read_bytes(key) == b"content"
 
     def test_what_is_there_is_only_lost_on_request(
         self, kept: Settings, committed_db: CommittedDatabase, tmp_path: Path
@@ -255,11 +319,10 @@ class TestRestore:
             inside = [tmp_path / "new" / "data" / name, *(tmp_path / "new" / "data" / name).rglob("*")]
             modes = {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in inside}
             assert modes == {(True, 0o700), (False, 0o600)}
-        for name in ("records.jsonl", "sft.parquet"):
-            words = ["export", slug, "--format", name.partition(".")[0], "--out"]
-            illume(there, *words, str(tmp_path / f"old-{name}"))
-            illume(here, *words, str(tmp_path / f"new-{name}"), *new)
-            assert (tmp_path / f"new-{name}").read_bytes() == (tmp_path / f"old-{name}").read_bytes() != b""
+        words = ["export", slug, "--format", "records", "--out"]
+        illume(there, *words, str(tmp_path / "old.jsonl"))
+        illume(here, *words, str(tmp_path / "new.jsonl"), *new)
+        assert (tmp_path / "new.jsonl").read_bytes() == (tmp_path / "old.jsonl").read_bytes() != b""
 
     def test_a_damaged_object_changes_nothing(
         self, kept: Settings, committed_db: CommittedDatabase, elsewhere: Elsewhere, tmp_path: Path

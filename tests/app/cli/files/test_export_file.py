@@ -17,6 +17,7 @@ from app.cli.files.export_file import endings_of
 from app.errors import Invalid
 from app.services.exports.plan import parse_request
 from app.services.exports.shapes import Format
+from tests.app.services.feedback import accept_by_machine
 from tests.app.services.judged import make_judged
 from tests.conftest import CommittedDatabase
 
@@ -26,6 +27,7 @@ def test_every_kind_of_file(
 ) -> None:
     with committed_db.sessions() as session:
         project, _ = make_judged(session)
+        accept_by_machine(session, project)
         session.commit()
         slug = project.slug
 
@@ -60,6 +62,13 @@ def test_every_kind_of_file(
     assert [row["id"] for row in table] == [json.loads(record)["id"] for record in records]
     assert all((tmp_path / path).exists() for row in table for path in row["images"].split())
     assert not list(tmp_path.glob("*.part"))
+
+    people = export("sft.jsonl", "--format", "sft").read_text().splitlines()
+    both = [json.loads(line) for line in export("both.jsonl", "--format", "sft", "--machine").read_text().splitlines()]
+    assert len(both) == len(people) + 1
+    assert [row["source"] for row in both].count("critic") == 1
+    assert main.main(["export", slug, "--out", str(tmp_path / "x.jsonl"), "--machine"]) == 1
+    assert "machine: only rows of the task sft" in capsys.readouterr().err
 
     assert main.main(["export", slug, "--out", str(tmp_path / "x.jsonl"), "--since", "yesterday"]) == 1
     assert "since: 'yesterday' cannot be read." in capsys.readouterr().err

@@ -24,14 +24,19 @@ MODEL = ROOT / "starter" / "model"
 @pytest.fixture
 def files(committed_db: CommittedDatabase, tmp_path: Path) -> dict[Format, str]:
     """The project's rows as a Parquet file for each format of TRL's."""
+    return write_files(committed_db, tmp_path)
+
+
+def write_files(committed_db: CommittedDatabase, folder: Path, *, ordered: bool = False) -> dict[Format, str]:
+    """The rows of a project, whose prompts may be in parts, as a Parquet file for each format of TRL's."""
     with committed_db.sessions() as session:
-        project, _ = make_judged(session, prompts=8)
+        project, _ = make_judged(session, prompts=8, ordered=ordered)
         session.commit()
         found = {}
         for form in (Format.sft, Format.preference, Format.kto):
             plan = export_plan.plan_export(session, SYSTEM, project, ExportRequest(format=form))
             session.commit()
-            path = tmp_path / f"{form}.parquet"
+            path = folder / f"{form}.parquet"
             path.write_bytes(b"".join(write_parquet(export_plan.row_pages(plan), plan.shape, embed=True)))
             found[form] = str(path)
     return found
@@ -57,12 +62,25 @@ def settings_of(kind: Any, folder: Path) -> Any:
 def fits_starter(row: dict[str, Any]) -> bool:
     """Whether the starter can read a row: its context holds no 4,000 characters, and `<image>` is its image token."""
     messages = [row[name][0] for name in ("prompt", "completion", "chosen", "rejected") if name in row]
-    texts = [message["content"][-1]["text"] for message in messages]
+    texts = [part["text"] or "" for message in messages for part in message["content"]]
     return all(len(text) < 200 and "<image>" not in text for text in texts)
 
 
 @pytest.mark.parametrize("form", [Format.sft, Format.preference, Format.kto])
 def test_one_step(files: dict[Format, str], form: Format, tmp_path: Path) -> None:
+    train_one_step(files[form], form, tmp_path)
+
+
+def test_one_step_on_texts_and_pictures_in_order(committed_db: CommittedDatabase, tmp_path: Path) -> None:
+    file = write_files(committed_db, tmp_path, ordered=True)[Format.sft]
+    for row in train_one_step(file, Format.sft, tmp_path):
+        [turn] = row["prompt"]
+        assert [part["type"] for part in turn["content"]] == ["text", "image", "text", "image", "text"]
+        assert len(row["images"]) == 2
+
+
+def train_one_step(file: str, form: Format, tmp_path: Path) -> Any:
+    """Let a trainer of TRL take one step on the rows of a file that the starter can read; returns the rows."""
     import datasets as hub
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -76,7 +94,7 @@ def test_one_step(files: dict[Format, str], form: Format, tmp_path: Path) -> Non
         Format.kto: (trl.KTOTrainer, trl.KTOConfig),
     }
     trainer_kind, config = kinds[form]
-    rows = hub.load_dataset("parquet", data_files=files[form], split="train", cache_dir=str(tmp_path / "cache"))
+    rows = hub.load_dataset("parquet", data_files=file, split="train", cache_dir=str(tmp_path / "cache"))
     rows = rows.filter(fits_starter, load_from_cache_file=False)
     assert len(rows) >= 2
     model = AutoModelForImageTextToText.from_pretrained(MODEL)
@@ -90,3 +108,4 @@ def test_one_step(files: dict[Format, str], form: Format, tmp_path: Path) -> Non
     trainer.train()
     assert trainer.state.global_step == 1
     assert any(not torch.equal(old, new) for old, new in zip(before, trainer.model.parameters(), strict=True))
+    return rows

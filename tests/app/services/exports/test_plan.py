@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,15 +11,18 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app.errors import Forbidden, Invalid
-from app.models import Project, Prompt, Role, Split
+from app.models import CandidateScore, Project, Prompt, Role, Split, VersionKind
 from app.services.exports import plan as export_plan
 from app.services.exports import reader
+from app.services.exports.line_types import without_absent
 from app.services.exports.plan import ExportRequest
 from app.services.exports.shapes import Format
 from app.services.judging import change
 from app.services.kernel.actors import SYSTEM, Actor
+from app.services.kernel.rights import RIGHTS
 from app.services.kernel.verdict_schema import parse_verdict
 from app.services.rounds import snapshots
+from illume.fields.definitions import read_answer_fields
 from tests import factories, judging
 from tests.conftest import CommittedDatabase
 
@@ -46,6 +50,31 @@ def records(session: Session, project: Project, actor: Actor = SYSTEM, **filters
 
 
 class TestRecords:
+    def test_scores_of_machine_critics_are_there_for_everyone_but_critics(
+        self, committed_db: CommittedDatabase
+    ) -> None:
+        with committed_db.sessions() as session:
+            project = factories.make_project(session, round_every=1000)
+            critic = factories.make_critic(session, project)
+            judge(session, project, critic)
+            nothing = {"helpfulness": -1e9, "verifier": -1e9}
+            assert [one["scores"] for one in records(session, project)[0]["candidates"]] == [nothing] * 3
+            ids = [one["id"] for one in records(session, project)[0]["candidates"]]
+            for number, kind in enumerate(("verifier", "helpfulness", "verifier"), 1):
+                version = factories.make_version(session, project, number=number, metrics={"critic": kind})
+                version.kind = VersionKind.critic
+                session.add(CandidateScore(candidate_id=int(ids[0]), version_id=version.id, score=float(number)))
+                session.add(CandidateScore(candidate_id=int(ids[1]), version_id=version.id, score=None))
+            [record] = records(session, project)
+            assert [one["scores"] for one in record["candidates"]] == [
+                {"helpfulness": 2.0, "verifier": 3.0},
+                nothing,
+                nothing,
+            ]
+            assert without_absent(record)["candidates"][1]["scores"] == {"helpfulness": None, "verifier": None}
+            [own] = records(session, project, critic, critic="me")
+            assert "scores" not in own["candidates"][0]
+
     def test_one_for_each_verdict_that_stands(
         self, committed_db: CommittedDatabase, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -153,3 +182,34 @@ class TestRecords:
             export_plan.plan_export(session, critic, project, ExportRequest())
         viewer = factories.actor_of(factories.make_member(session, project, Role.viewer))
         assert export_plan.plan_export(session, viewer, project, ExportRequest()).snapshot_file is None
+
+
+class TestCriticsOwnRecords:
+    """What a critic gets of their own record where answers have fields."""
+
+    FIELDS = read_answer_fields(factories.ANSWER_FIELDS)
+    RECORD: Mapping[str, Any] = {
+        "id": "1",
+        "answer": "Unsafe",
+        "candidates": [{"id": "8", "text": "a"}, {"id": "9", "text": "b", "invalid": "cut off"}],
+        "shown": ["8"],
+        "gold": {"rating": "Unsafe"},
+    }
+
+    def test_has_the_candidates_that_were_shown_and_nothing_that_is_right(self) -> None:
+        judged = {**self.RECORD, "fields": {"rating": "Safe"}}
+        found = export_plan.show_record(judged, RIGHTS[Role.critic], self.FIELDS)
+        assert found == {
+            "id": "1",
+            "answer": None,
+            "candidates": [{"id": "8", "text": "a"}],
+            "shown": ["8"],
+            "fields": {"rating": "Safe"},
+        }
+
+    def test_has_no_candidate_where_the_picture_was_not_rated(self) -> None:
+        assert export_plan.show_record(self.RECORD, RIGHTS[Role.critic], self.FIELDS)["candidates"] == []
+
+    def test_has_all_where_answers_have_no_fields(self) -> None:
+        found = export_plan.show_record(self.RECORD, RIGHTS[Role.critic], None)
+        assert (found["answer"], [one["id"] for one in found["candidates"]]) == ("Unsafe", ["8", "9"])

@@ -327,6 +327,23 @@ class TestParts:
         )
         assert row["images"] == [f"images/{one}.png" for one in (self.ONE, self.OTHER, self.ONE)]
 
+    @pytest.mark.parametrize("task", Task)
+    def test_there_are_as_many_placeholders_as_pictures(self, task: Task) -> None:
+        """LLaMA-Factory refuses a row whose turns together, the chosen or the rejected one too, have more or fewer."""
+        tags = "<image>, <video> or <audio>?"
+        texts = [f"{tags} Yes.", "an <image> of a duck"]
+        record_of_tags = self.interleaved() | record(0, texts=texts, answer=tags, rationale=f"none: {tags}")
+        prompt = {name: self.interleaved()[name] for name in ("parts", "images", "question")}
+        rows = shaped(Format.sharegpt, record_of_tags | prompt, task=task)
+        assert rows
+        for row in rows:
+            ends = [[row[name]] for name in ("chosen", "rejected") if name in row] or [[]]
+            for end in ends:
+                said = [turn["value"] for turn in (*row["conversations"], *end)]
+                counts = {tag: sum(text.count(tag) for text in said) for tag in ("<image>", "<video>", "<audio>")}
+                assert counts == {"<image>": len(row["images"]), "<video>": 0, "<audio>": 0}
+                assert len(row["images"]) == 3
+
     def test_of_pictures_alone(self) -> None:
         alone = record(1, n=2, answer=None, parts=[{"type": "image", "sha256": self.ONE}]) | {"question": ""}
         row = shaped(Format.sharegpt, alone)[0]

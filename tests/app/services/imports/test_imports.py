@@ -19,8 +19,12 @@ from pyarrow import parquet
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
+from app import queue
 from app.errors import Conflict, DomainError, Forbidden, Invalid
 from app.models import Import, ImportState, Project, Prompt, PromptImage, Role, Split
+from app.processes.connect import forget_settings
+from app.processes.embedded import free_port
+from app.services import sweep
 from app.services.imports import imports, opened
 from app.services.imports.cells import MISSING_WORDS
 from app.services.imports.layouts import ImportPlan, Target
@@ -29,6 +33,7 @@ from app.services.imports.reading import BATCH_ROWS
 from app.services.imports.running import run_import
 from app.services.imports.tables.rows import MAX_COLUMNS
 from app.services.kernel.actors import SYSTEM
+from app.services.kernel.store import StoreAway
 from app.services.kernel.text_rules import MAX_JSON_BYTES
 from app.services.prompts.prompts import PromptIn
 from app.services.prompts.val_split import place_by_image
@@ -139,6 +144,24 @@ class TestRun:
             (ImportState.running, BATCH_ROWS, BATCH_ROWS),
             (ImportState.succeeded, 2 * BATCH_ROWS, 2 * BATCH_ROWS),
         ]
+
+    def test_waits_while_the_store_is_away(
+        self, committed_db: CommittedDatabase, project: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = make(committed_db, project, table({"images": [stored_image(committed_db)], "question": "q"}), "x.jsonl")
+        with monkeypatch.context() as away:
+            away.setenv("ILLUME_STORE_URL", f"ftp://127.0.0.1:{free_port()}/store")
+            forget_settings()
+            for _ in range(6):
+                with pytest.raises(StoreAway):
+                    run_import(made, worker="one", check=lambda: None)
+        forget_settings()
+        with committed_db.sessions() as session:
+            assert made in [number for task, number in sweep.sweep(session) if task == queue.RUN_IMPORT]
+            assert session.get_one(Import, made).error is None
+        run_import(made, worker="one", check=lambda: None)
+        with committed_db.sessions() as session:
+            assert session.get_one(Import, made).state is ImportState.succeeded
 
     def test_an_import_without_progress_fails(self, committed_db: CommittedDatabase, project: Project) -> None:
         made = make(committed_db, project, table({"question": "q"}), "x.jsonl")

@@ -75,12 +75,23 @@ class TestOrder:
         session.flush()
         plain, unsure = (factories.make_critic(session, project) for _ in range(2))
         assert set_of(session, must_claim(session, plain, project)) == sets[0].id
-        projects.update_project(session, SYSTEM, project.slug, {"uncertain_first": True})
+        projects.update_project(session, SYSTEM, project.slug, {"next_prompt": "uncertain"})
         got = [set_of(session, must_claim(session, unsure, project)) for _ in range(2)]
         assert got == [sets[1].id, sets[2].id]
 
+    def test_the_critic_leaves_the_order_as_it_is_while_it_has_rated_nothing(self, session: Session) -> None:
+        project = project_with(session, next_prompt="uncertain")
+        sets = [factories.make_candidate_set(session, project, priority=priority) for priority in (0, 0, 1)]
+        for offered, spread in zip(sets, (0.1, 2.0, 0.5), strict=True):
+            offered.spread = spread
+        session.flush()
+        projects.update_project(session, SYSTEM, project.slug, {"next_prompt": "critic"})
+        critic = factories.make_critic(session, project)
+        got = [set_of(session, must_claim(session, critic, project)) for _ in range(3)]
+        assert got == [sets[2].id, sets[0].id, sets[1].id]
+
     def test_the_spread_is_stored_with_the_candidates(self, session: Session) -> None:
-        project = project_with(session, uncertain_first=True)
+        project = project_with(session, next_prompt="uncertain")
         factories.make_prompt(session, project)
         lease = candidates.claim_sampling_batch(session, project, worker="w", limit=1)[0]
         written = [NewCandidate("one", 0.7, 1, -1.0, 3), NewCandidate("two", 0.7, 2, -3.0, 3)]

@@ -11,6 +11,7 @@ from app.models import CandidateSet, DeviceClaim, Round, RoundState, Worker
 from app.services.candidates import candidates
 from app.services.kernel import workers
 from app.services.rounds import lease
+from illume.phrases import _
 from tests import factories
 
 
@@ -28,8 +29,13 @@ class TestWorkers:
     def test_alive_while_they_beat(self, session: Session) -> None:
         beat(session, "a")
         beat(session, "b", queues="default")
-        beat(session, "a", doing="sampling")
-        assert [(one.name, one.doing) for one in workers.list_workers(session)] == [("a", "sampling"), ("b", "")]
+        doing = _("rating explanations of %(slug)s", slug="scenes")
+        beat(session, "a", doing=doing)
+        first, second = workers.list_workers(session)
+        assert (first.name, first.doing, first.doing_phrase) == ("a", doing, doing.stored())
+        assert (second.name, second.doing, second.doing_phrase) == ("b", "", None)
+        beat(session, "a", doing="")  # what is done is not told any more, in any language
+        assert [(one.doing, one.doing_phrase) for one in workers.list_workers(session)] == [("", None)] * 2
         assert [one.name for one in workers.list_workers(session, queue="model")] == ["a"]
         make_silent(session, Worker, "a")
         assert [one.name for one in workers.list_workers(session)] == ["b"]

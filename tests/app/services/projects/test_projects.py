@@ -112,6 +112,19 @@ class TestUpdateProject:
             changing.commit()
             busy.commit()
 
+    @pytest.mark.parametrize("language", ["de", "pt-BR", "zh-Hans-CN", ""])
+    def test_the_language_of_the_texts(self, session: Session, language: str) -> None:
+        project = factories.make_project(session)
+        projects.update_project(session, SYSTEM, project.slug, {"language": language})
+        assert projects.settings_of(session, project).language == language
+
+    @pytest.mark.parametrize("language", ["German", 'de" x', "d", "de_DE", "de-" + "x" * 40])
+    def test_no_language(self, session: Session, language: str) -> None:
+        project = factories.make_project(session)
+        with pytest.raises(Invalid, match="language: must") as caught:
+            projects.update_project(session, SYSTEM, project.slug, {"language": language})
+        assert caught.value.field == "language"
+
     def test_an_invalid_setting_changes_nothing(self, session: Session) -> None:
         project = factories.make_project(session)
         with pytest.raises(Invalid) as caught:

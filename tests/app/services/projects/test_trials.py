@@ -64,7 +64,7 @@ class TestDeaths:
         for _ in range(trials.DEATHS):
             try_model(session, project)
             trials.count_deaths(session, ["a"])
-            trials.succeed(session, project.id)
+            trials.succeed(session, project.id, project.active_version_id or 0)
         assert tries(session, project) == 0
 
     def test_those_of_others_and_what_has_ended_do_not_count(self, session: Session, project: Project) -> None:
@@ -83,8 +83,25 @@ class TestDeaths:
         session.flush()
         try_model(session, project, seconds=10_000)
         trials.count_deaths(session, ["a"])
-        stopped = session.get_one(SamplingPause, project.id)
+        stopped = session.get_one(SamplingPause, (project.id, project.active_version_id))
         assert (stopped.tries, stopped.reason[:9]) == (1, "version 1")
+
+    def test_each_version_has_its_own(self, session: Session, project: Project) -> None:
+        critic = factories.make_version(session, project, number=1)
+        active = project.active_version_id or 0
+        for version_id in (active, critic.id):
+            pauses.pause(session, project.id, version_id, "broken")
+        workers.beat_worker(session, "a", queues="model", device="cpu", doing="", memory_mb=1)
+        trials.begin(session, project.id, critic.id, worker="a")
+        silence(session)
+        session.execute(update(ModelTrial).values(since=func.now() - timedelta(minutes=2)))
+        trials.succeed(session, project.id, active)
+        assert not pauses.is_paused(session, project)
+        assert pauses.is_paused(session, project, critic.id)
+        assert n_trials(session) == 1, "nobody knows yet what became of it"
+        trials.succeed(session, project.id, critic.id)
+        assert pauses.current_pause(session, project, critic.id) is None
+        assert n_trials(session) == 0
 
 
 class TestHangs:
@@ -108,5 +125,5 @@ class TestHangs:
         try_model(session, project, worker="lost", seconds=60)
         silence(session)
         try_model(session, project, worker="here", seconds=60)
-        trials.succeed(session, project.id)
+        trials.succeed(session, project.id, project.active_version_id or 0)
         assert session.scalars(select(ModelTrial.worker)).all() == ["here"]

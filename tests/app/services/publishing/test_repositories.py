@@ -27,6 +27,7 @@ from tests.app.services.judged import make_judged
 from tests.app.web.conftest import Browser, person
 from tests.conftest import CommittedDatabase
 
+COMMIT = "5fbcdcd0" * 5
 METRICS = {"means": {"sampled_rouge_l": 0.5, "answer_accuracy": 0.75}, "parent": {"means": {"sampled_rouge_l": 0.25}}}
 
 
@@ -41,9 +42,9 @@ def slug(committed_db: CommittedDatabase, tmp_path: Path) -> str:
         project, _ = make_judged(session)
         frozen = snapshots.freeze(session, SYSTEM, project, name="first # of two")
         key = get_store().put_folder(adapter.parent)
-        base = factories.make_version(session, project, number=7, base_model="owner/base")
+        base = factories.make_version(session, project, number=7, base_model=f"owner/base@{COMMIT}")
         version = factories.make_version(
-            session, project, number=8, base_model="owner/base", parent=base, adapter=key, metrics=METRICS
+            session, project, number=8, base_model=f"owner/base@{COMMIT}", parent=base, adapter=key, metrics=METRICS
         )
         version.round_id = factories.make_round(session, project, snapshot=frozen).id
         session.commit()
@@ -125,6 +126,8 @@ def test_an_adapter_has_a_model_card(slug: str, tmp_path: Path, capsys: pytest.C
     assert "made by training round 1" in card.text
     assert "trained on snapshot 1, sha256" in card.text
     assert "LoRA rank: 16" in card.text
+    assert f"[owner/base](https://huggingface.co/owner/base) (revision `{COMMIT}`)" in card.text
+    assert f'from_pretrained("owner/base", revision="{COMMIT}")' in card.text
 
 
 def test_an_upload_needs_a_token_and_is_private(

@@ -1,7 +1,8 @@
-"""Gold prompts: unrecognisable, scored, with consequences; and practice before the work."""
+"""Gold prompts: unrecognisable, scored, with consequences."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -102,6 +103,33 @@ class TestGold:
         assert gold.list_gold(session, SYSTEM, project) == []
 
 
+class TestStructured:
+    """Where answers have fields, those of gold prompts have them too."""
+
+    def test_candidates_have_the_fields_of_others(self, session: Session) -> None:
+        project, policy = factories.structured_project(session)
+        right: dict[str, str | None] = {"rating": "Unsafe", "category": factories.CATEGORIES[0]}
+        prompt = factories.make_prompt(session, project, policy=policy, fields=right)
+        whole = factories.answer("a dog", category=factories.CATEGORIES[1])
+        texts = [{"text": "a cat", "fits": True}, {"text": json.dumps(json.loads(whole), indent=1), "fits": False}]
+        made = add(session, project, prompt=prompt, candidates=texts)
+        first, second = factories.candidates_of(session, session.get_one(CandidateSet, int(made["candidate_set"])))
+        assert (first.text, first.fields) == (factories.answer("a cat"), {**right, "rationale": "a cat"})
+        assert second.text == whole
+        assert second.fields == {"rating": "Unsafe", "category": factories.CATEGORIES[1], "rationale": "a dog"}
+
+    @pytest.mark.parametrize("text", ["a cat", '{"rating": "Unsa', factories.answer("a cat", rating="Maybe")])
+    def test_what_is_no_answer_is_refused(self, session: Session, text: str) -> None:
+        project, policy = factories.structured_project(session)
+        prompt = factories.make_prompt(session, project, policy=policy)  # without gold values
+        texts = [{"text": factories.answer("a dog"), "fits": True}, {"text": text, "fits": False}]
+        with pytest.raises(Invalid, match=r"candidates\.1") as caught:
+            add(session, project, prompt=prompt, candidates=texts)
+        assert caught.value.field == "candidates.1"
+        with pytest.raises(Invalid, match="two of them are the same"):
+            add(session, project, prompt=prompt, candidates=[texts[0], {**texts[0], "fits": False}])
+
+
 class TestStanding:
     def test_low_accuracy_pauses_and_an_admin_resumes(self, session: Session, dice: dict[str, float]) -> None:
         project = project_with(session, gold_share=0.5, gold_accuracy=0.7, gold_minimum=2)
@@ -146,45 +174,6 @@ class TestStanding:
         ).all()
         assert weights == [1.0, 0.25, 0.25]
         assert [str(one.candidate_id) for one in rules.accepted_rationales(session, project)] == [best]
-
-
-class TestPractice:
-    def test_comes_before_the_work_with_feedback(self, session: Session) -> None:
-        project = project_with(session, practice_prompts=2)
-        for number in range(3):
-            add(session, project, practice=True, explanation=f"because {number}")
-        factories.make_candidate_set(session, project)
-        critic = factories.make_critic(session, project)
-        with pytest.raises(Forbidden, match="practice") as refused:
-            judging.claim(session, critic, project)
-        assert refused.value.extra["reason"] == "practice"
-        first = gold.next_practice(session, critic, project)
-        assert first is not None
-        assert first["left"] == 2
-        assert "fits" not in first["candidates"][0]
-        wrong = next(one["id"] for one in first["candidates"] if one["text"] == "it does not")
-        told = gold.answer_practice(session, critic, project, int(first["id"]), [wrong])
-        assert (told.score, told.left, len(told.wrong)) == (0.0, 1, 2)
-        assert told.explanation == "because 0"
-        again = gold.answer_practice(session, critic, project, int(first["id"]), [])
-        assert again.left == 1  # the first answer remains
-        second = gold.next_practice(session, critic, project)
-        assert second is not None
-        assert second["id"] != first["id"]
-        assert gold.answer_practice(session, critic, project, int(second["id"]), []).left == 0
-        assert gold.next_practice(session, critic, project) is None
-        assert judging.claim(session, critic, project) is not None
-
-    def test_no_practice_without_practice_prompts(self, session: Session) -> None:
-        project = project_with(session, practice_prompts=5)
-        factories.make_candidate_set(session, project)
-        assert judging.claim(session, factories.make_critic(session, project), project) is not None
-
-    def test_practice_is_not_mixed_in(self, session: Session, dice: dict[str, float]) -> None:
-        dice["gold_draw"] = 0.0
-        project = project_with(session, gold_share=0.5)
-        add(session, project, practice=True)
-        assert judging.claim(session, factories.make_critic(session, project), project) is None
 
 
 class TestConsistency:

@@ -17,6 +17,8 @@ from app.models import (
     Project,
     Prompt,
     PromptState,
+    Review,
+    ReviewKind,
     Role,
     Verdict,
     VerdictKind,
@@ -105,6 +107,90 @@ class TestDisagreement:
         project = project_with(session)
         with pytest.raises(Forbidden):
             reviews.list_reviews(session, factories.make_critic(session, project), project)
+
+
+class TestDisagreementOnFields:
+    """Where answers have fields, critics who pick the same may rate the picture differently."""
+
+    OWN, OTHER = factories.CATEGORIES
+
+    def offer(self, session: Session, **settings: Any) -> tuple[Project, CandidateSet]:
+        wanted = {"max_open": 100, "auto_rounds": False, "overlap": 2, **settings}
+        project, policy = factories.structured_project(session, **wanted)
+        prompt = factories.make_prompt(session, project, policy=policy, answer=None)
+        slots = 1 if settings else 2
+        texts = [factories.answer("a cat"), factories.answer("a dog")]
+        return project, factories.make_candidate_set(session, project, prompt=prompt, texts=texts, slots=slots)
+
+    def judged(
+        self, session: Session, project: Project, offered: CandidateSet, category: str, *places: int
+    ) -> tuple[Actor, int]:
+        """A new critic rates the picture and judges the candidates."""
+        critic = factories.make_critic(session, project)
+        claimed = must_claim(session, critic, project)
+        assignment = session.get_one(Assignment, claimed.assignment_id)
+        assignment.blind = {"rating": "Unsafe", "category": category}
+        session.flush()
+        verdict = said(offered, session, *places)
+        return critic, int(judging.give(session, critic, claimed.assignment_id, verdict).body["id"])
+
+    def test_is_decided_by_a_reviewer(self, session: Session) -> None:
+        project, offered = self.offer(session)
+        self.judged(session, project, offered, self.OWN, 0)
+        assert queue(session, project) == []
+        self.judged(session, project, offered, self.OTHER, 0)
+        [item] = queue(session, project)
+        assert item["kind"] == "disagreement"
+        [undecided] = rules.accepted_rationales(session, project)
+        assert undecided.masked == {"category"}
+        decision = said(offered, session, 0, fields={"category": self.OTHER})
+        decide.decide(session, reviewer_of(session, project), int(item["id"]), decision)
+        [accepted] = rules.accepted_rationales(session, project)
+        assert accepted.values == {"rating": "Unsafe", "category": self.OTHER}
+        assert not accepted.masked
+
+    def test_what_a_decision_leaves_out_stands_even_if_the_prompt_was_on_hold(self, session: Session) -> None:
+        project, offered = self.offer(session)
+        self.judged(session, project, offered, self.OWN, 0)
+        critic = factories.make_critic(session, project)
+        claimed = must_claim(session, critic, project)
+        flag = parse_verdict({"kind": "flagged", "reason": "Offensive"})
+        judging.give(session, critic, claimed.assignment_id, flag)
+        prompt = session.get_one(Prompt, offered.prompt_id, populate_existing=True)
+        assert prompt.state is PromptState.held
+        reviewer, agreed = reviewer_of(session, project), {"rating": "Unsafe", "category": self.OWN}
+        decide.decide(session, reviewer, int(queue(session, project)[0]["id"]), said(offered, session, 1))
+        first = session.scalars(select(Verdict).where(Verdict.state == VerdictState.decided)).one()
+        assert first.fields == agreed
+        [accepted] = rules.accepted_rationales(session, project)
+        assert (accepted.values, accepted.masked) == (agreed, frozenset())
+        # A later decision takes from critics what the one before it does not say.
+        first.fields = {"category": self.OTHER}
+        again = Review(project_id=project.id, candidate_set_id=offered.id, kind=ReviewKind.asked)
+        decide.decide(session, reviewer, factories.add(session, again).id, said(offered, session, 0))
+        second = session.scalars(select(Verdict).where(Verdict.supersedes == first.id)).one()
+        assert second.fields == {**agreed, "category": self.OTHER}
+
+    def test_is_none_where_all_say_the_same(self, session: Session) -> None:
+        project, offered = self.offer(session)
+        self.judged(session, project, offered, self.OWN, 0)
+        self.judged(session, project, offered, self.OWN, 0)
+        assert queue(session, project) == []
+
+    def test_closes_if_a_critic_corrects_their_values(self, session: Session) -> None:
+        project, offered = self.offer(session)
+        self.judged(session, project, offered, self.OWN, 0)
+        critic, verdict_id = self.judged(session, project, offered, self.OTHER, 0)
+        assert len(queue(session, project)) == 1
+        change.change(session, critic, verdict_id, said(offered, session, 0, fields={"category": self.OWN}))
+        assert queue(session, project) == []
+
+    def test_asks_for_a_third_critic_under_an_adaptive_overlap(self, session: Session) -> None:
+        project, offered = self.offer(session, overlap=3, adaptive_overlap=True)
+        self.judged(session, project, offered, self.OWN)  # nothing fits: a second critic is asked
+        self.judged(session, project, offered, self.OTHER)
+        session.refresh(offered)
+        assert (offered.slots, offered.state) == (3, CandidateSetState.ready)
 
 
 class TestSentBack:

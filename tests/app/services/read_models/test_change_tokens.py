@@ -12,6 +12,7 @@ from app.models import (
     AssignmentState,
     CandidateSet,
     CandidateSetState,
+    CriticJob,
     Import,
     PromptState,
     Role,
@@ -110,6 +111,12 @@ CHANGES: dict[str, Callable[[World], object]] = {
     "a round's progress": lambda w: setattr(w.round, "progress", {"fraction": 0.5}),
     "a round's event": lambda w: w.session.add(RoundEvent(round_id=w.round.id, position=1, kind="log", data={})),
     "a version": lambda w: factories.make_version(w.session, w.project, number=5),
+    "the training of a machine critic": lambda w: w.session.add(
+        CriticJob(project_id=w.project.id, round_id=w.round.id, kind="verifier")
+    ),
+    "what a machine accepted": lambda w: factories.make_machine_accept(
+        w.session, w.project, w.offered, w.project.active_version_id
+    ),
     "the active version": lambda w: setattr(w.project, "active_version_id", None),
     "the name": lambda w: setattr(w.project, "name", "Another"),
     "a setting": change_settings,

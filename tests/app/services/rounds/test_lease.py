@@ -76,6 +76,19 @@ class TestClaimRound:
         assert lease.claim_round(session, worker="c") is None
         assert not lease.is_round_waiting(session)
 
+    def test_one_that_went_wrong_lets_others_go_first(self, session: Session, queued: Round) -> None:
+        others = [factories.make_round(session, factories.make_project(session)).id for _index in range(2)]
+        assert lease.release(session, take(session), error="no store", at_once=False)
+        assert (second := take(session)).round_id == others[0]
+        assert lease.release(session, second, error="no store", at_once=False)
+        order = []
+        for _index in range(5):
+            order.append((claim := take(session)).round_id)
+            assert lease.release(session, claim, error="no store", at_once=False)
+        assert order == [others[1], others[0], others[1], queued.id, others[0]]
+        assert lease.release(session, take(session))  # stopped with its worker
+        assert take(session).round_id == others[1]
+
     @pytest.mark.parametrize("state", [RoundState.preparing, RoundState.training, RoundState.evaluating])
     def test_a_silent_workers_round_is_taken_over(self, session: Session, queued: Round, state: RoundState) -> None:
         first = take(session)

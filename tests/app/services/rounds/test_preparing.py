@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from sqlalchemy import event, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict
@@ -35,6 +35,7 @@ from app.services.rounds.lease import RoundClaim
 from tests import factories
 from tests.app.services.feedback import choose_rows, judge
 from tests.conftest import CommittedDatabase
+from tests.statements import recorded
 
 
 @pytest.fixture
@@ -321,15 +322,9 @@ def test_a_start_is_a_few_statements(
     committed_db: CommittedDatabase, session: Session, project: Project, critic: Actor
 ) -> None:
     def statements() -> int:
-        seen: list[str] = []
-
-        def note(_c: object, _u: object, statement: str, *_: object) -> None:
-            seen.append(statement)
-
-        event.listen(committed_db.engine, "before_cursor_execute", note)
-        started = rounds.start(session, SYSTEM, project)
-        session.commit()
-        event.remove(committed_db.engine, "before_cursor_execute", note)
+        with recorded(committed_db.engine) as seen:
+            started = rounds.start(session, SYSTEM, project)
+            session.commit()
         started.state = RoundState.cancelled
         session.commit()
         return len(seen)

@@ -9,7 +9,19 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.errors import Forbidden, NotFound
-from app.models import Project, Prompt, PromptState, Round, RoundState, Snapshot, SnapshotItem, Split, Verdict
+from app.models import (
+    Image,
+    Project,
+    Prompt,
+    PromptImage,
+    PromptState,
+    Round,
+    RoundState,
+    Snapshot,
+    SnapshotItem,
+    Split,
+    Verdict,
+)
 from app.services.acceptance import rules
 from app.services.kernel.actors import SYSTEM, Actor
 from app.services.kernel.store import get_store
@@ -18,7 +30,7 @@ from app.services.projects.projects import settings_of
 from app.services.rounds import estimate, rounds, snapshots, training_set
 from app.services.rounds.training_set import SnapshotRow
 from tests import factories
-from tests.app.services.feedback import choose_rows, judge, prepare, start_prepared
+from tests.app.services.feedback import accept_by_machine, choose_rows, judge, prepare, start_prepared
 from tests.app.services.judged import NASTY, make_judged
 
 
@@ -183,6 +195,39 @@ class TestChooseRows:
         chosen = choose_rows(session, project)
         assert trained <= prompts_of(chosen.rationales)
         assert len(new & prompts_of(chosen.rationales)) == len(new & prompts_of(chosen.heldout)) == 5
+
+    def test_what_was_trained_on_because_of_a_machine_is_not_held_out_later(self, session: Session) -> None:
+        """Whoever judges it since, be it a prompt or another about its image, train or val."""
+        accepts = {"critic": "verifier", "precision": 0.9}
+        project = factories.make_project(session, machine_critic="verifier", machine_accepts=accepts)
+        critic = factories.make_critic(session, project)
+        for _ in range(4):
+            judge(session, project, critic)
+        offered = [accept_by_machine(session, project) for _ in range(4)]
+        done = start_prepared(session, project)
+        assert session.get_one(Snapshot, done.snapshot_id).counts["machine"] == 4
+        end(session, done)
+        projects.update_project(session, SYSTEM, project.slug, {"machine_accepts": None})
+        seen: set[int] = set()
+        for one in offered[:3]:
+            picks = [factories.candidates_of(session, one)[0].id]
+            factories.make_verdict(session, factories.make_assignment(session, one, critic), picks=picks)
+            session.get_one(Prompt, one.prompt_id).state = PromptState.judged
+            session.flush()
+            rules.refresh_prompt(session, one.prompt_id)
+            seen.add(one.prompt_id)
+        shown = select(Image).join(PromptImage, PromptImage.sha256 == Image.sha256)
+        shared = list(session.scalars(shown.where(PromptImage.prompt_id == offered[3].prompt_id)))
+        seen.add(judge(session, project, critic, images=shared).id)
+        of_val = judge(session, project, critic, split=Split.val, images=shared)
+        apart = judge(session, project, critic, split=Split.val)
+        new = {judge(session, project, critic).id for _ in range(6)}
+        chosen = choose_rows(session, project)
+        held = prompts_of(chosen.heldout)
+        assert seen <= prompts_of(chosen.rationales)
+        assert not (seen | {of_val.id}) & held
+        assert apart.id in held
+        assert new & held
 
     def test_at_least_one_rationale_is_held_out(self, session: Session, project: Project, critic: Actor) -> None:
         for _ in range(2):

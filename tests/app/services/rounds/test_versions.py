@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from app.errors import Forbidden, NotFound
 from app.models import AuditEvent, CandidateSet, Project, Role
 from app.services.kernel.actors import SYSTEM
+from app.services.projects import base_models
 from app.services.rounds import versions
 from app.settings import get_settings
 from tests import factories
@@ -86,5 +87,5 @@ class TestScores:
 
 class TestResolveBase:
     def test_the_starter_and_others(self) -> None:
-        assert versions.resolve_base("starter") == str(get_settings().starter_dir / "model")
-        assert versions.resolve_base("some/model") == "some/model"
+        assert base_models.resolve_base("starter") == str(get_settings().starter_dir / "model")
+        assert base_models.resolve_base("some/model") == "some/model"

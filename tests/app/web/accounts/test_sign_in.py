@@ -19,13 +19,25 @@ from tests.app.web.conftest import PASSWORD, Browser, person
 
 
 class TestLocalPath:
-    @pytest.mark.parametrize("path", ["/", "/annotate/scenes?verdict=3", "/admin/projects/a-b/rounds/2"])
+    @pytest.mark.parametrize(
+        "path", ["/", "/annotate/scenes?verdict=3", "/admin/projects/a-b/rounds/2", "/admin?words=/../a...b"]
+    )
     def test_our_pages(self, path: str) -> None:
         assert local_path(path) == path
 
     @pytest.mark.parametrize(
         "path",
-        ["", "//evil.example", "/\\evil.example", "https://evil.example", "javascript:alert(1)", "/a\nb", "/sign-out"],
+        [
+            "",
+            "//evil.example",
+            "/\\evil.example",
+            "https://evil.example",
+            "javascript:alert(1)",
+            "/a\nb",
+            "/sign-out",
+            "/../b",
+            "/a/.%2E",
+        ],
     )
     def test_nothing_else(self, path: str) -> None:
         assert local_path(path) == "/"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from sqlalchemy.orm import Session
 
 from app.models import Project, Role
 from app.services.kernel import workers
 from app.services.projects import pauses
+from illume.phrases import _
 from tests import factories
+from tests.app.web.catalogues import speaking
 from tests.app.web.conftest import Browser, person
 
 FRAGMENT = {"HX-Request": "true"}
@@ -87,6 +91,17 @@ class TestRights:
         browser.client.cookies.clear()
         browser.sign_in(person(session, role=Role.admin))
         assert doing in browser.get("/admin/projects/scenes").text
+
+    def test_what_a_worker_does_is_told_in_the_language_of_the_reader(
+        self, browser: Browser, session: Session, project: Project, tmp_path: Path
+    ) -> None:
+        doing = _("rating explanations of %(slug)s", slug="scenes")
+        workers.beat_worker(session, "hall:1", queues="model", device="cpu", doing=doing, memory_mb=1)
+        browser.sign_in(person(session, role=Role.admin))
+        assert doing in browser.get("/admin/projects/scenes").text
+        with speaking(tmp_path, {"de": {doing.message: "bewertet Erklärungen von %(slug)s"}}):
+            page = browser.get("/admin/projects/scenes", headers={"Accept-Language": "de"}).text
+        assert ">bewertet Erklärungen von scenes<" in page
 
     def test_a_stranger_finds_nothing(self, browser: Browser, session: Session, project: Project) -> None:
         browser.sign_in(person(session, role=Role.reviewer))

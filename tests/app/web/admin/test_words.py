@@ -217,8 +217,11 @@ def error_texts() -> Iterator[tuple[Path, str]]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in names and node.args:
                 first = node.args[0]
+                if isinstance(first, ast.Call) and ast.unparse(first.func) == "_":
+                    first = first.args[0]
                 parts = first.values if isinstance(first, ast.JoinedStr) else [first]
-                yield file, "".join(str(one.value) if isinstance(one, ast.Constant) else "{}" for one in parts)
+                text = "".join(str(one.value) if isinstance(one, ast.Constant) else "{}" for one in parts)
+                yield file, re.sub(r"%\(\w+\)s", "{}", text)
 
 
 def test_no_error_has_a_word_of_the_code() -> None:

@@ -501,6 +501,26 @@ class TestInstructions:
         projects.update_project(session, factories.make_admin(session), "scenes", {"blur_images": True})
         assert 'class="work blurred"' in browser.get("/annotate/scenes").text
 
+    def test_texts_say_their_language(self, browser: Browser, session: Session, project: Project) -> None:
+        assert browser.get("/annotate/scenes").text.count(" lang=") == 1  # the page's own
+        projects.update_project(session, factories.make_admin(session), "scenes", {"language": "zh-Hant"})
+        page = browser.get("/annotate/scenes").text
+        assert '<span class="folds as-typed" dir="auto" lang="zh-Hant">' in page
+        assert '<textarea class="input" dir="auto" lang="zh-Hant"' in page
+
+    @pytest.mark.parametrize(
+        ("given", "shown"), [("de", "de"), ('de" onload="x', "zh-Hant"), (7, "zh-Hant"), (None, "zh-Hant")]
+    )
+    def test_or_that_which_their_prompt_names(
+        self, browser: Browser, session: Session, project: Project, given: object, shown: str
+    ) -> None:
+        projects.update_project(session, factories.make_admin(session), "scenes", {"language": "zh-Hant"})
+        prompt = factories.make_prompt(session, project, extra={"language": given})
+        factories.make_candidate_set(session, project, prompt=prompt, priority=9)
+        page = browser.get("/annotate/scenes").text
+        assert f'data-prompt="{prompt.id}"' in page
+        assert f'<span class="folds as-typed" dir="auto" lang="{shown}">' in page
+
     @pytest.mark.parametrize(("given", "blurred"), [(True, True), ("yes", True), (False, False), ("often", False)])
     def test_or_where_its_prompt_says_so(
         self, browser: Browser, session: Session, project: Project, given: object, blurred: bool

@@ -15,6 +15,8 @@ from tests import factories
 from tests.app.web.conftest import Browser, person
 from tests.app.web.judging.test_annotate import FRAGMENT, assignment_in, picks_in
 
+OWN = factories.CATEGORIES[0]
+
 
 @pytest.fixture
 def project(session: Session) -> Project:
@@ -84,6 +86,63 @@ class TestPractice:
         browser.get("/annotate/scenes/practice")
         browser.token = "made up"
         assert browser.post("/annotate/scenes/practice", {"prompt": "1"}).status_code == 403
+
+
+class TestFields:
+    @pytest.fixture
+    def rules(self, session: Session, browser: Browser) -> str:
+        """The address of the practice in a project whose answers are structured, with a critic who is signed in."""
+        project, _first = factories.structured_project(session, slug="rules", practice_prompts=1)
+        policy = factories.make_policy(session, project, O1="strict")
+        right: dict[str, str | None] = {"rating": "Unsafe", "category": OWN}
+        prompt = factories.make_prompt(session, project, policy=policy, answer=None, fields=right)
+        known = [GoldCandidate(text="a cat, “asleep”", fits=True), GoldCandidate(text="a dog", fits=False)]
+        item = GoldIn(prompt=str(prompt.id), candidates=known, practice=True)
+        gold.add_gold(session, factories.make_admin(session), project, item)
+        browser.sign_in(factories.make_member(session, project, user=person(session, role=Role.critic)))
+        return "/annotate/rules/practice"
+
+    def test_the_picture_is_rated_before_any_explanation_shows(
+        self, browser: Browser, session: Session, rules: str
+    ) -> None:
+        blind = browser.get(rules).text
+        assert not picks_in(blind)
+        assert "asleep" not in blind
+        assert "Show the explanations" in blind
+        assert f'data-default="{OWN} is default."' in blind
+        prompt = re.search(r'name="prompt" value="(\d+)"', blind)
+        assert prompt
+        asked = {"prompt": prompt.group(1), "rates": "yes"}
+        early = browser.post(rules, {**asked, "value-1": "Safe"})
+        assert (early.status_code, "a value is needed" in early.text) == (422, True)
+        assert re.search(r'value="Safe" checked', early.text)
+        rated = browser.post(rules, {**asked, "value-1": "Safe", "value-2": OWN})
+        assert (rated.status_code, rated.headers["location"]) == (303, rules)
+        shown = browser.get(rules).text
+        ids = picks_in(shown)
+        assert len(ids) == 2
+        assert browser.post(rules, {**asked, "value-1": "Safe", "value-2": OWN}).status_code == 303  # sent twice
+
+        fits = ids[0] if shown.index("asleep") < shown.index("a dog") else ids[1]
+        values = {"value-1": "Safe", "value-2": OWN, "picks": fits}
+        told = browser.post(rules, {"prompt": prompt.group(1), **values}).text
+        assert "Not quite" in told
+        assert (told.count("you said this"), told.count("you said otherwise")) == (1, 0)
+        assert re.search(r'<li class=" is-right"><label.*?value="Unsafe"', told, re.DOTALL)
+        assert session.scalars(select(PracticeAnswer.score)).all() == [1.0]
+
+    def test_all_is_correct_once_the_values_are_corrected(self, browser: Browser, rules: str) -> None:
+        blind = browser.get(rules).text
+        prompt = re.search(r'name="prompt" value="(\d+)"', blind)
+        assert prompt
+        browser.post(rules, {"prompt": prompt.group(1), "rates": "yes", "value-1": "Safe", "value-2": "NA"})
+        shown = browser.get(rules).text
+        ids = picks_in(shown)
+        fits = ids[0] if shown.index("asleep") < shown.index("a dog") else ids[1]
+        values = {"value-1": "Unsafe", "value-2": OWN, "picks": fits}
+        told = browser.post(rules, {"prompt": prompt.group(1), **values}).text
+        assert "All correct." in told
+        assert "you said" not in told
 
 
 def test_a_project_without_practice_says_so(browser: Browser, session: Session) -> None:

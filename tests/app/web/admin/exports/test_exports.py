@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from app.main import create_app
 from app.models import Project, Role
 from tests import factories
+from tests.app.services.feedback import accept_by_machine
 from tests.app.services.judged import make_judged
 from tests.app.web.conftest import Browser, person
 from tests.conftest import CommittedDatabase
@@ -73,6 +74,24 @@ class TestExport:
         assert len(rows) == 12
         assert column(text, "id") == [row["id"] for row in rows[:10]]
 
+    def test_what_a_machine_accepted_is_asked_for_where_there_is_a_machine_critic(
+        self, own_browser: Browser, judged: Project, committed_db: CommittedDatabase
+    ) -> None:
+        address = f"/admin/projects/{judged.slug}/export"
+        assert 'name="machine"' not in own_browser.get(address).text
+        with committed_db.sessions() as session:
+            prompt_id = str(accept_by_machine(session, session.merge(judged)).prompt_id)
+            session.commit()
+        assert 'name="machine"' in own_browser.get(address).text
+        people = own_browser.get(download_of(own_browser.get(f"{address}?format=sft").text)[0]).text
+        text = own_browser.get(f"{address}?format=sft&machine=true").text
+        assert "machine=true" in code_of(text, "curl")
+        rows = [json.loads(line) for line in own_browser.get(download_of(text)[0]).text.splitlines()]
+        assert len(rows) == len(people.splitlines()) + 1
+        assert [row["prompt_id"] for row in rows if row["source"] == "critic"] == [prompt_id]
+        refused = own_browser.get(f"{address}?format=records&machine=true")
+        assert (refused.status_code, "only rows of the task sft" in refused.text) == (422, True)
+
     @pytest.mark.parametrize(
         "query",
         ["format=records", "format=csv", "format=sft&as=parquet", "format=kto", "format=sharegpt&task=preference"],
@@ -98,6 +117,28 @@ class TestExport:
             exec(code_of(text, key), scope)  # noqa: S102 - what the page says is tried
             lengths.append(len(scope["rows"]))
         assert lengths[0] == lengths[1] >= 12
+
+    def test_judged_fields_are_offered_where_answers_have_them(
+        self, own_browser: Browser, judged: Project, committed_db: CommittedDatabase
+    ) -> None:
+        assert "Judged fields" not in own_browser.get(f"/admin/projects/{judged.slug}/export").text
+        with committed_db.sessions() as session:
+            project, policy = factories.structured_project(session)
+            prompt = factories.make_prompt(session, project, policy=policy, answer=None)
+            offered = factories.make_candidate_set(session, project, prompt=prompt, texts=[factories.answer("a cat")])
+            claim = factories.make_assignment(session, offered, factories.make_critic(session, project))
+            factories.make_verdict(session, claim).fields = {"rating": "Safe", "category": "NA"}
+            session.commit()
+        text = own_browser.get(f"/admin/projects/{project.slug}/export?format=fields").text
+        assert "One row per verdict and field of the answer." in text
+        assert column(text, "field") == ["rating", "category"]
+        assert column(text, "critic") == ["Safe", "NA"]
+        address, name = download_of(text)
+        rows = [json.loads(line) for line in own_browser.get(address).text.splitlines()]
+        assert (name, [row["model"] for row in rows]) == (
+            f"{project.slug}-fields.jsonl",
+            ["Unsafe", factories.CATEGORIES[0]],
+        )
 
     def test_filters(self, own_browser: Browser, judged: Project) -> None:
         path = f"/admin/projects/{judged.slug}/export"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 
@@ -12,14 +13,17 @@ from sqlalchemy.orm import Session
 from app.models import BaseCheck, Project, Role, User
 from app.services.projects import projects
 from app.services.rounds import base_checks
+from app.web.admin.projects import setting_fields
 from app.web.admin.projects.setting_fields import ADVANCED
+from tests import factories
 from tests.app.web.conftest import Browser, person
 
 
 def form_of(text: str) -> dict[str, object]:
     """The fields of a settings page as a browser would send them."""
     fields: dict[str, object] = dict(re.findall(r'<input class="input[^>]* name="(\w+)"[^>]* value="([^"]*)"', text))
-    fields |= dict(re.findall(r'<textarea[^>]* name="(\w+)"[^>]*>([^<]*)</textarea>', text))
+    areas = re.findall(r'<textarea[^>]* name="(\w+)"[^>]*>([^<]*)</textarea>', text)
+    fields |= {name: html.unescape(value) for name, value in areas}
     for name, options in re.findall(r'<select[^>]* name="(\w+)"[^>]*>(.*?)</select>', text, re.DOTALL):
         chosen = re.search(r'value="(\w+)" selected', options)
         fields[name] = chosen.group(1) if chosen else ""
@@ -60,6 +64,47 @@ class TestSettings:
         assert settings.temperatures == [(0.0, 1), (0.9, 3)]
         assert settings.skip_reasons == ["Too dark", "Blurred"]
         assert not settings.auto_rounds
+
+    def test_fields_of_answers_bring_what_they_need(self, browser: Browser, session: Session, project: Project) -> None:
+        page = browser.get("/admin/projects/scenes/settings").text
+        preset = html.unescape(re.findall(r'data-fills="field-answer_fields" data-text="([^"]*)"', page)[0])
+        fields = {**form_of(page), "answer_fields": preset}
+        assert browser.post("/admin/projects/scenes/settings", fields).status_code == 303
+        session.expire_all()
+        settings = projects.settings_of(session, project)
+        assert [one["name"] for one in settings.answer_fields] == ["rating", "category", "rationale"]
+        assert settings.template == projects.POLICY_TEMPLATE
+        assert settings.flag_reasons[0] == "The policy is unclear here"
+        again = browser.get("/admin/projects/scenes/settings").text
+        assert "O1: Animals (default): No animals in the kitchen." in again
+        shown = form_of(again)
+        assert shown["answer_fields"] == preset
+        assert browser.post("/admin/projects/scenes/settings", shown).status_code == 303
+        session.expire_all()
+        assert projects.settings_of(session, project) == settings
+
+    @pytest.mark.parametrize(
+        ("typed", "said"),
+        [
+            ("[{", "This is not JSON: "),
+            ('{"name": "x"}', "Must be a list."),
+            (
+                '[{"name": "r", "kind": "text", "role": "rationale"}, {"name": "x", "kind": "choice"}]',
+                "Field 2: choices",
+            ),
+            ('[{"name": "x", "kind": "number"}]', "Field 1: kind"),
+            ('[{"name": "x", "kind": "text"}]', "One field must have the role rationale."),
+        ],
+    )
+    def test_a_fault_in_a_field_of_answers_is_placed(
+        self, browser: Browser, project: Project, typed: str, said: str
+    ) -> None:
+        fields = form_of(browser.get("/admin/projects/scenes/settings").text) | {"answer_fields": typed}
+        refused = browser.post("/admin/projects/scenes/settings", fields)
+        assert refused.status_code == 422
+        [problem] = re.findall(r'id="problem-answer_fields">([^<]*)<', refused.text)
+        assert html.unescape(problem).startswith(said)
+        assert form_of(refused.text)["answer_fields"] == typed
 
     def test_a_new_base_model_is_looked_at_before_it_is_taken(
         self, browser: Browser, session: Session, project: Project, admin: User
@@ -147,3 +192,55 @@ class TestNewProject:
         ]
         assert [answer.status_code for answer in said] == [403, 403]
         assert session.scalar(select(func.count()).select_from(BaseCheck)) == 0
+
+
+class TestAcceptedByMachine:
+    @pytest.mark.parametrize(
+        ("critic", "typed", "expected"),
+        [
+            ("verifier", "0,95", {"critic": "verifier", "precision": 0.95}),
+            ("verifier", " ", None),
+            ("off", "", None),
+        ],
+    )
+    def test_from_which_precision_on_or_never(self, critic: str, typed: str, expected: object) -> None:
+        shown = setting_fields.current_values(setting_fields.defaults())
+        plain = {name: ("yes" if value else "") if isinstance(value, bool) else value for name, value in shown.items()}
+        values, problems = setting_fields.read_settings({**plain, "machine_critic": critic, "machine_accepts": typed})
+        assert (values["machine_accepts"], problems) == (expected, {})
+
+    def test_not_without_a_critic(self) -> None:
+        shown = setting_fields.current_values(setting_fields.defaults())
+        plain = {name: ("yes" if value else "") if isinstance(value, bool) else value for name, value in shown.items()}
+        _values, problems = setting_fields.read_settings({**plain, "machine_accepts": "0.9"})
+        assert list(problems) == ["machine_accepts"]
+        assert "Choose a machine critic first" in problems["machine_accepts"]
+
+
+class TestShow:
+    def test_of_how_many_or_all(self) -> None:
+        shown = setting_fields.current_values(setting_fields.defaults())
+        plain = {name: ("yes" if value else "") if isinstance(value, bool) else value for name, value in shown.items()}
+        values, problems = setting_fields.read_settings({**plain, "show": " 12 "})
+        assert (values["show"], problems) == ({"of": 12, "select": "spread"}, {})
+        before = projects.parse_settings({"show": {"of": 30, "select": "all"}})
+        assert setting_fields.changed_settings({"show": {"select": "all"}}, before) == {}
+        spread = projects.parse_settings({"show": values["show"]})
+        assert list(setting_fields.changed_settings({"show": {"select": "all"}}, spread)) == ["show"]
+        for typed in ("many", "1"):
+            assert list(setting_fields.read_settings({**plain, "show": typed})[1]) == ["show"]
+
+    @pytest.mark.usefixtures("admin")
+    def test_the_page_says_where_it_does_nothing(self, browser: Browser, session: Session, project: Project) -> None:
+        path, note = "/admin/projects/scenes/settings", "No machine critic can be used at the moment"
+        page = browser.get(path).text
+        assert note not in page
+        fields = form_of(page) | {"show": "12", "machine_critic": "verifier"}
+        assert browser.post(path, {**fields, "show": "4"}).status_code == 422
+        assert browser.post(path, fields).status_code == 303
+        assert projects.settings_of(session, project).show == projects.Show(of=12, select="spread")
+        page = browser.get(path).text
+        assert note in page
+        assert form_of(page)["show"] == "12"
+        factories.make_machine_critic(session, project)
+        assert note not in browser.get(path).text

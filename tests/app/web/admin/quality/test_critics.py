@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from sqlalchemy.orm import Session
 
 from app.models import Project, Role, User
@@ -34,6 +36,29 @@ class TestCritics:
         page = browser.get("/admin/projects/scenes/critics").text
         assert "<strong>0.44</strong>" in page
         assert "Based on 3 explanations in the 1 set that" in page
+
+    def test_agreement_by_field_where_answers_have_fields(
+        self, browser: Browser, session: Session, project: Project, admin: User
+    ) -> None:
+        structured, policy = factories.structured_project(session)
+        critics = [factories.make_critic(session, structured) for _ in range(2)]
+        for ratings in (("Safe", "Safe"), ("Unsafe", "Safe"), ("Unsafe", "Unsafe")):
+            prompt = factories.make_prompt(session, structured, policy=policy, answer=None)
+            texts = [factories.answer("a cat")]
+            made = factories.make_candidate_set(session, structured, prompt=prompt, texts=texts, slots=2)
+            for slot, rating in enumerate(ratings, start=1):
+                assignment = factories.make_assignment(session, made, critics[slot - 1], slot=slot)
+                factories.make_verdict(session, assignment).fields = {"rating": rating}
+        session.flush()
+        page = browser.get(f"/admin/projects/{structured.slug}/critics").text
+        assert 'aria-label="Agreement by field"' in page
+        cells = re.findall(r'<td role="cell" class="right" data-label="(Alpha|Sets)">([^<]*)', page)
+        assert cells[:4] == [("Alpha", "0.44"), ("Sets", "3"), ("Alpha", "–"), ("Sets", "0")]
+        assert "nominal" in page
+        factories.make_verdict(
+            session, factories.make_assignment(session, factories.make_candidate_set(session, project), critics[0])
+        )
+        assert 'aria-label="Agreement by field"' not in browser.get("/admin/projects/scenes/critics").text
 
     def test_one_critic_with_the_verdicts_behind_the_figures(
         self, browser: Browser, session: Session, project: Project, admin: User

@@ -10,7 +10,7 @@ from app.models import Candidate, GoldPrompt, Project, Prompt, PromptState, Role
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.verdict_schema import parse_verdict
 from app.services.projects import projects
-from app.services.quality import gold
+from app.services.quality import practice
 from tests import factories, judging
 from tests.app.web.conftest import Browser, person
 
@@ -111,7 +111,7 @@ class TestTheList:
         made = session.scalars(select(GoldPrompt)).one()
         assert made.practice
         for _ in range(3):
-            gold.answer_practice(session, factories.make_critic(session, project), project, made.id, [])
+            practice.answer_practice(session, factories.make_critic(session, project), project, made.id, [])
         page = browser.get(f"{BASE}/gold").text
         assert "Most critics get this one wrong" in page
         assert ">practice<" in page

@@ -49,6 +49,8 @@ class TestRounds:
             "init": "from_base",
             "temperatures": [[0.0, 1], [0.7, 2]],
             "skip_reasons": ["Not sure", "Too hard to see"],
+            "machine_accepts": {"precision": 0.9},
+            "show": {"select": "spread", "of": 7},
             "of_an_earlier_release": 3,
         }
         snapshot.settings = {**plan, "project": {**snapshot.settings, **settings}}
@@ -59,6 +61,7 @@ class TestRounds:
         assert facts["Start from"] == "the base model"
         assert facts["Sampling temperatures"] == "0 x 1, 0.7 x 2"
         assert facts["Reasons to skip"] == "Not sure\nToo hard to see"
+        assert (facts["Accepted by machine from"], facts["Explanations to choose from"]) == ("0.9", "7")
         assert facts["of_an_earlier_release"] == "3"
 
     def test_the_list_says_why_with_real_minus_signs(

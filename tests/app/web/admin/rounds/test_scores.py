@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.web.admin.rounds.scores import score_rows
+from app.web.admin.rounds.scores import score_rows, variant_rows
 
 
 def test_only_what_was_measured_is_shown() -> None:
@@ -30,3 +30,23 @@ def test_below_thirty_prompts_there_is_no_interval(low: float | None) -> None:
     }
     [row] = score_rows(metrics)
     assert (row.change, row.interval) == ("+0.100", "")
+
+
+def test_structured_answers_have_measures_with_intervals_and_by_variant() -> None:
+    measure = {"mean": 0.7, "low": 0.6, "high": 0.8, "n": 40}
+    fields = {"measures": {"balanced_accuracy": measure}, "by_change": {"own_allowed": {"rating_accuracy": measure}}}
+    before = {"greedy": {"measures": {}, "by_change": {"own_allowed": {"rating_accuracy": {**measure, "mean": 0.5}}}}}
+    metrics = {
+        "means": {"greedy_balanced_accuracy": 0.7, "greedy_invalid_share": 0.1},
+        "fields": {"greedy": fields},
+        "parent": {"means": {"greedy_balanced_accuracy": 0.5}, "fields": before},
+        "change": {"greedy_balanced_accuracy": {"mean": 0.2, "low": 0.1, "high": 0.3, "n": 40}},
+    }
+    balanced, invalid = score_rows(metrics)
+    assert (balanced.name, balanced.parent, balanced.new) == ("Balanced accuracy of ratings", "50.0 %", "70.0 %")
+    assert (balanced.between, balanced.interval) == ("(60.0 % to 80.0 %)", "(+10.0 to +30.0)")
+    assert (invalid.parent, invalid.new, invalid.between) == ("–", "10.0 %", "")
+    [row] = variant_rows(metrics)
+    assert (row.name, row.parent, row.new) == ("Own category allowed", "50.0 %", "70.0 %")
+    assert row.between == "(60.0 % to 80.0 %)"
+    assert variant_rows({"means": {}}) == ()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from illume.log_lines import LogLine, printable
+from app.processes.log_lines import LogLine, printable
 
 
 def logged(message: str, *args: object, error: BaseException | None = None) -> str:

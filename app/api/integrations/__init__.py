@@ -1,0 +1,1 @@
+"""REST routes of what is outside: addresses that receive events, and model servers."""

@@ -1,0 +1,208 @@
+"""Handing a version's adapter over to a model server, in a worker: load, wait, switch, unload the one before."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from app import queue
+from app.db.base import phrased
+from app.db.sessions import session_scope
+from app.errors import DomainError
+from app.models import AdapterState, Engine, EngineAdapter, ModelVersion, Project
+from app.services.engines.reach import Connection, connection_of
+from app.services.kernel.actors import SYSTEM
+from app.services.kernel.store import StoreAway, get_store
+from app.services.projects import pauses
+from app.services.rounds import versions
+from app.settings import get_settings
+from illume.engines import adapters
+from illume.engines.completions import complete, request_body
+from illume.engines.errors import EngineAway, EngineError
+from illume.engines.sampling import run_watched
+from illume.phrases import _, said_by
+
+log = logging.getLogger(__name__)
+
+PATIENCE = timedelta(minutes=15)
+"""How long a server that is away is waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """What is handed over: an adapter of the store, its name on the server, and the folder as the server sees it."""
+
+    row_id: int
+    project_id: int
+    version_id: int
+    number: int
+    engine: str
+    engine_id: int
+    name: str
+    key: str
+    path: str
+
+
+def adapters_dir() -> Path:
+    """The folder in which model servers find adapters, as this machine sees it."""
+    folder = get_settings().adapters_dir
+    return Path(folder) if folder else get_settings().data_dir / "adapters"
+
+
+def list_due(session: Session) -> list[int]:
+    """The ids of the hand-overs that are due."""
+    query = select(EngineAdapter.id).where(EngineAdapter.state == AdapterState.waiting)
+    return list(session.scalars(query.order_by(EngineAdapter.id)))
+
+
+def hand_over(adapter_id: int, *, check: Callable[[], None]) -> None:
+    """Hand an adapter over if that is due. A failure keeps the version that is active, and says why.
+
+    It needs no lease: a server refuses a second load of the same name, which counts as the first. `check` is called
+    often, and raises to abort.
+    """
+    with session_scope() as session:
+        found = _read(session, adapter_id)
+        if found is None:
+            return
+        try:
+            connection = connection_of(session.get_one(Engine, found.engine_id))
+        except DomainError as error:
+            _fail(session, adapter_id, error.detail)
+            return
+    try:
+        _put_into_shared_folder(found)
+        run_watched(_load(connection, found), check)
+    except adapters.CannotSwap:
+        reason = _(
+            "The model server '%(engine)s' loads no adapters while it runs. Load this one by hand, for vLLM by"
+            " restarting it with --enable-lora --lora-modules %(name)s=%(path)s, then activate version %(number)s"
+            " again. Until then the version that was active stays.",
+            engine=found.engine,
+            name=found.name,
+            path=found.path,
+            number=found.number,
+        )
+        _give_up(found, reason)
+    except (EngineAway, StoreAway) as error:
+        _give_up(found, _why_not_loaded(found, error), patient=True)
+    except (EngineError, DomainError, OSError) as error:
+        _give_up(found, _why_not_loaded(found, error))
+    else:
+        _switch(found)
+        run_watched(_unload_others(connection, found), check)
+
+
+def _read(session: Session, adapter_id: int) -> HandOver | None:
+    """What is to be handed over; None if that is not due."""
+    row = session.get(EngineAdapter, adapter_id)
+    if row is None or row.state is not AdapterState.waiting:
+        return None
+    engine, version = session.get_one(Engine, row.engine_id), session.get_one(ModelVersion, row.version_id)
+    if version.adapter is None:
+        return None
+    path = f"{engine.adapters_path.rstrip('/')}/{row.name}" if engine.adapters_path else str(adapters_dir() / row.name)
+    return HandOver(
+        row.id,
+        version.project_id,
+        version.id,
+        version.number,
+        engine.name,
+        engine.id,
+        row.name,
+        version.adapter,
+        path,
+    )
+
+
+def _put_into_shared_folder(found: HandOver) -> None:
+    """Put the adapter where the server finds it, for any account to read: the server has another one than ours."""
+    folder = get_store().fetch_folder(found.key, adapters_dir() / found.name)
+    folder.chmod(0o755)
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+async def _load(connection: Connection, found: HandOver) -> None:
+    """Load the adapter; a server that resolves names by itself does so with the first request for one."""
+    async with connection.open() as client:
+        try:
+            await adapters.load(client, found.name, found.path)
+        except adapters.CannotSwap:
+            message = {"role": "user", "content": [{"type": "text", "text": "Hello."}]}
+            try:
+                await complete(client, request_body(found.name, [message], temperature=0.0, max_tokens=1))
+            except EngineAway:
+                raise
+            except EngineError as error:
+                raise adapters.CannotSwap(said_by(error)) from error
+
+
+def _switch(found: HandOver) -> None:
+    """Note that the adapter is loaded, and make its version active if it was meant to be."""
+    with session_scope() as session:
+        project = session.get_one(Project, found.project_id)
+        versions.lock_project(session, project)
+        row = session.get_one(EngineAdapter, found.row_id, with_for_update=True, populate_existing=True)
+        row.state, row.error = AdapterState.loaded, None
+        session.flush()
+        if row.activate:
+            row.activate = False
+            versions.put_in_force(session, SYSTEM, project, session.get_one(ModelVersion, found.version_id))
+        if project.active_version_id == found.version_id:
+            pauses.resume(session, project.id, found.version_id)
+            queue.send(session, queue.FILL_FROM_ENGINE, project.id)
+    log.info("model server %s: loaded version %s as %s", found.engine, found.number, found.name)
+
+
+async def _unload_others(connection: Connection, found: HandOver) -> None:
+    """Unload the other adapters of the project on this server, unless they are active."""
+    with session_scope() as session:
+        active = session.get_one(Project, found.project_id).active_version_id
+        rows = session.scalars(
+            select(EngineAdapter)
+            .join(ModelVersion, ModelVersion.id == EngineAdapter.version_id)
+            .where(
+                ModelVersion.project_id == found.project_id,
+                EngineAdapter.engine_id == found.engine_id,
+                EngineAdapter.state == AdapterState.loaded,
+                EngineAdapter.id != found.row_id,
+            )
+        )
+        old = [(row.id, row.name) for row in rows if row.version_id == found.version_id or row.version_id != active]
+    async with connection.open() as client:
+        for row_id, name in old:
+            try:
+                await adapters.unload(client, name)
+            except EngineError as error:
+                log.warning("model server %s: %s was not unloaded: %s", found.engine, name, error)
+                continue
+            with session_scope() as session:
+                row = session.get_one(EngineAdapter, row_id)
+                row.state = AdapterState.unloaded
+
+
+def _why_not_loaded(found: HandOver, error: Exception) -> str:
+    return _("Version %(number)s was not loaded: %(reason)s.", number=found.number, reason=said_by(error))
+
+
+def _give_up(found: HandOver, reason: str, *, patient: bool = False) -> None:
+    log.warning("model server %s: %s", found.engine, reason)
+    with session_scope() as session:
+        _fail(session, found.row_id, reason, patient=patient)
+
+
+def _fail(session: Session, adapter_id: int, reason: str, *, patient: bool = False) -> None:
+    """Note why a hand-over failed; a `patient` one goes on waiting for a while."""
+    is_due = (EngineAdapter.id == adapter_id, EngineAdapter.state == AdapterState.waiting)
+    waits = patient and session.scalar(select(EngineAdapter.requested_at > func.now() - PATIENCE).where(*is_due))
+    values: dict[str, object] = phrased(error=reason)
+    if not waits:
+        values |= {"state": AdapterState.failed, "activate": False}
+    session.execute(update(EngineAdapter).where(*is_due).values(**values).execution_options(synchronize_session=False))

@@ -1,0 +1,1 @@
+"""Machine critics: fitting them after rounds, their scores of candidates, and what they accept."""

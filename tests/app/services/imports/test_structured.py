@@ -1,0 +1,158 @@
+"""Importing images with the gold values of a policy, conversations with JSON answers, and exported records."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sqlalchemy import select
+
+from app.models import Candidate, PolicyVersion, Project, Prompt, Verdict
+from app.services.projects import policies
+from tests import factories
+from tests.app.services.imports.importing import problems, prompts_of, run, stored_image, table
+from tests.conftest import CommittedDatabase
+
+OWN, OTHER = factories.CATEGORIES
+RATIONALE = 'a "knife"\nin the hand'
+COLUMNS = ("id", "image", "rating", "category", "rationale", "policy")
+
+
+@pytest.fixture
+def project(committed_db: CommittedDatabase) -> Project:
+    """A project whose answers are structured."""
+    with committed_db.sessions() as session:
+        project, _ = factories.structured_project(session)
+        session.commit()
+        return project
+
+
+def rows(image: str) -> list[dict[str, Any]]:
+    """Two images as they come from elsewhere: one assessed, one without gold values."""
+    said = ("a", image, "Unsafe", OTHER, RATIONALE, "House rules")
+    return [dict(zip(COLUMNS, said, strict=True)), {"id": "b", "image": image, "policy": "House rules #1"}]
+
+
+def written(kind: str, image: str) -> bytes:
+    """The rows as a file of this kind."""
+    if kind == "jsonl":
+        return table(*rows(image))
+    if kind == "parquet":
+        target = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows(image)), target)
+        return target.getvalue()
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows(image))
+    return text.getvalue().encode()
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_rows_become_prompts_with_gold_values(committed_db: CommittedDatabase, project: Project, kind: str) -> None:
+    found = run(committed_db, project, written(kind, stored_image(committed_db)), f"images.{kind}", draft=False)
+    assert [one.reason for one in problems(committed_db, found)] == []
+    first, second = prompts_of(committed_db, project)
+    assert (first.external_id, first.fields) == ("a", {"rating": "Unsafe", "category": OTHER})
+    assert (first.references, first.question) == ([RATIONALE], "Does the picture comply with the policy?")
+    assert (second.fields, second.references) == (None, [])
+    assert first.policy_version_id == second.policy_version_id is not None
+
+
+def test_wrong_values_are_rejected_line_by_line(committed_db: CommittedDatabase, project: Project) -> None:
+    good = rows(stored_image(committed_db))[0]
+    wrong = [good | {"id": "c", "category": "O2"}, good | {"id": "d", "policy": "Nobody's"}, good]
+    found = run(committed_db, project, table(*wrong))
+    assert [(one.line, one.field) for one in problems(committed_db, found)] == [(1, "fields.category"), (2, "policy")]
+    assert len(prompts_of(committed_db, project)) == 1
+
+
+def test_conversations_with_a_json_answer(committed_db: CommittedDatabase, project: Project) -> None:
+    image = stored_image(committed_db)
+    answer = factories.answer(RATIONALE, category=OTHER)
+    turns = [{"role": "user", "content": "<image>Is it safe?"}, {"role": "assistant", "content": answer}]
+    lines = [{"messages": turns, "images": [image], "policy": "House rules"}]
+    lines.append(
+        {"messages": [turns[0], {**turns[1], "content": "Unsafe"}], "images": [image], "policy": "House rules"}
+    )
+    found = run(committed_db, project, table(*lines))
+    [one] = prompts_of(committed_db, project)
+    assert (one.fields, one.references, one.answer) == ({"rating": "Unsafe", "category": OTHER}, [RATIONALE], None)
+    assert [(line.line, line.field) for line in problems(committed_db, found)] == [(2, "answer")]
+
+
+def a_record(image: str, **changed: Any) -> dict[str, Any]:
+    """A record under a policy that is strict about O1."""
+    said = factories.policy_json(O1="strict")
+    categories = [{"name": one["name"], "status": one["status"], **one["texts"]} for one in said["categories"]]
+    return {
+        "id": "7",
+        "prompt": "3",
+        "images": [{"sha256": image}],
+        "question": "Is it safe?",
+        "candidate_set": "5",
+        "candidates": [
+            {
+                "id": "8",
+                "text": factories.answer("a cat"),
+                "fields": json.loads(factories.answer("a cat")),
+                "picked": True,
+            },
+            {"id": "9", "text": '{"rating"', "invalid": "cut off", "picked": False},
+        ],
+        "shown": ["8"],
+        "critic": "critic-1",
+        "kind": "picked",
+        "policy": {"name": "House rules", "preamble": said["preamble"], "categories": categories},
+        "gold": {"rating": "Safe"},
+        "fields": {"rating": "Unsafe", "category": OTHER},
+        "blind": {"rating": "Unsafe", "category": OWN},
+        "created_at": "2026-01-31T12:00:00Z",
+        **changed,
+    }
+
+
+ANOTHERS = {"score": "3", "rationale": "a cat"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"fields": {"score": "3"}}, "fields.score: the project has no such field"),
+        ({"blind": {"rating": "Maybe"}}, "blind.rating: 'Maybe' is none of the choices"),
+        (
+            {"candidates": [{"id": "8", "text": json.dumps(ANOTHERS), "fields": ANOTHERS, "picked": True}]},
+            "candidates.0: there is no field 'score'",
+        ),
+    ],
+)
+def test_records_with_other_fields_are_rejected(
+    committed_db: CommittedDatabase, project: Project, changed: dict[str, Any], said: str
+) -> None:
+    found = run(committed_db, project, table(a_record(stored_image(committed_db), **changed)))
+    [problem] = problems(committed_db, found)
+    assert problem.reason.startswith(said)
+    with committed_db.sessions() as session:
+        assert session.scalars(select(Verdict)).all() == []
+
+
+def test_exported_records_come_back_with_policy_candidates_and_fields(
+    committed_db: CommittedDatabase, project: Project
+) -> None:
+    found = run(committed_db, project, table(a_record(stored_image(committed_db))))
+    assert [one.reason for one in problems(committed_db, found)] == []
+    with committed_db.sessions() as session:
+        [prompt] = session.scalars(select(Prompt).where(Prompt.project_id == project.id))
+        version = session.get_one(PolicyVersion, prompt.policy_version_id)
+        assert policies.policy_of(version).status(OWN) == "strict"
+        assert (version.number, version.base_id is None) == (1, False)  # a variant of the one that was there
+        assert prompt.fields == {"rating": "Safe"}
+        valid, cut = session.scalars(select(Candidate).order_by(Candidate.position))
+        assert ((valid.fields or {})["rationale"], cut.fields, cut.invalid) == ("a cat", None, "cut off")
+        [verdict] = session.scalars(select(Verdict))
+        assert verdict.fields == {"rating": "Unsafe", "category": OTHER}

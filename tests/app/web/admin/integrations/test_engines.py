@@ -1,0 +1,77 @@
+"""The page of model servers: adding one, what it can do, probing and removing."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.models import Engine, EngineState, Project, Role
+from app.services.kernel.actors import SYSTEM
+from app.services.projects import projects
+from app.services.rounds import hand_over
+from tests import factories
+from tests.app.web.conftest import Browser, person
+from tests.engines import make_engine
+
+HERE = "/admin/engines"
+FIELDS = {
+    "name": "gpu-box",
+    "base_url": "https://8.8.8.8",
+    "model": "org/model",
+    "api_key": "secret-7",
+    "adapters_path": "",
+}
+
+
+@pytest.mark.usefixtures("admin")
+class TestEngines:
+    def test_one_is_added_probed_and_removed(self, browser: Browser, session: Session) -> None:
+        assert browser.post(HERE, FIELDS).status_code == 303
+        engine = session.scalars(select(Engine)).one()
+        engine.state, engine.error = EngineState.failed, "the server <b>failed</b>"
+        session.flush()
+        shown = browser.get(HERE).text
+        assert "the server &lt;b&gt;failed&lt;/b&gt;" in shown
+        assert "secret-7" not in shown
+        assert browser.post(f"{HERE}/{engine.id}/probe", {}).status_code == 303
+        session.refresh(engine)
+        assert engine.state is EngineState.probing
+        assert browser.post(f"{HERE}/{engine.id}/remove", {}).status_code == 303
+        assert session.scalars(select(Engine)).all() == []
+
+    def test_what_is_refused_is_said_and_stays_typed(self, browser: Browser) -> None:
+        answer = browser.post(HERE, {**FIELDS, "base_url": "https://127.0.0.1"})
+        assert answer.status_code == 422
+        assert "ILLUME_ENGINE_ADDRESSES" in answer.text
+        assert 'value="https://127.0.0.1"' in answer.text
+        assert "secret-7" not in answer.text
+
+    def test_one_that_is_used_stays(self, browser: Browser, session: Session, project: Project) -> None:
+        engine = make_engine(session)
+        projects.update_project(session, SYSTEM, project.slug, {"engine": "gpu"})
+        shown = browser.get(HERE).text
+        assert "loads adapters while it runs" in shown
+        assert project.slug in shown
+        assert browser.post(f"{HERE}/{engine.id}/remove", {}).status_code == 409
+
+    def test_pages_say_why_rounds_are_off_and_how_a_hand_over_goes(
+        self, browser: Browser, session: Session, project: Project
+    ) -> None:
+        engine = make_engine(session)
+        projects.update_project(session, SYSTEM, project.slug, {"engine": "gpu"})
+        version = factories.make_version(session, project, number=1, adapter="1" * 64)
+        row = hand_over.request_hand_over(session, project, engine, version, activate=True)
+        base = f"/admin/projects/{project.slug}"
+        for path in (base, f"{base}/versions"):
+            shown = browser.get(path).text
+            assert "Training rounds are off" in shown
+            assert "Version 1 is being handed over to the model server &#39;gpu&#39;" in shown
+        row.error = "Version 1 was not loaded: the rank is too high."
+        session.flush()
+        assert "the rank is too high" in browser.get(f"{base}/versions").text
+
+
+def test_only_admins_see_it(browser: Browser, session: Session) -> None:
+    browser.sign_in(person(session, role=Role.critic))
+    assert browser.get(HERE).status_code == 403

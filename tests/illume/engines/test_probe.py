@@ -1,0 +1,79 @@
+"""What the probe finds out of servers that can do more and less."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from illume.engines.capabilities import Capabilities
+from illume.engines.errors import EngineError, KeyRefused, ModelMissing
+from illume.engines.probe import probe
+from tests.illume.engines.conftest import with_client
+from tests.model_server import MODEL, ModelServer
+
+ALL = Capabilities(
+    n=True,
+    seeds=True,
+    logprobs="before",
+    pictures=2,
+    order="kept",
+    json_schema=True,
+    adapters=True,
+    root=MODEL,
+    max_tokens=4096,
+)
+
+
+def found_of(server: ModelServer, model: str = MODEL) -> Capabilities:
+    return with_client(server, lambda client: probe(client, model))
+
+
+def test_all_that_vllm_can_do(server: ModelServer) -> None:
+    assert found_of(server) == ALL
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "capabilities"),
+    [
+        ({"n": False}, {"n": False}),
+        ({"seeds": False}, {"seeds": False}),
+        ({"logprobs": "none"}, {"logprobs": "none"}),
+        ({"logprobs": "after"}, {"logprobs": "after"}),
+        ({"pictures": 1}, {"pictures": 1, "order": "unknown"}),
+        ({"pictures_first": True}, {"order": "pictures_first"}),
+        ({"pictures_first": True, "logprobs": "none"}, {"order": "unknown", "logprobs": "none"}),
+        ({"json_schema": False}, {"json_schema": False}),
+        ({"swaps": False}, {"adapters": False}),
+        ({"says": "It is red."}, {"varies": False, "seeds": False}),
+        ({"cannot_list": True}, {"n": True, "root": None}),
+        ({"thinks": "content"}, {"thinking": "always"}),
+        ({"thinks": "field", "thinking_can_stop": True}, {"thinking": "off"}),
+    ],
+)
+def test_what_a_server_lacks(server: ModelServer, behaviour: dict[str, Any], capabilities: dict[str, Any]) -> None:
+    server.behaviour = replace(server.behaviour, **behaviour)
+    found = found_of(server)
+    assert {name: getattr(found, name) for name in capabilities} == capabilities
+
+
+def test_a_model_that_the_server_does_not_have(server: ModelServer) -> None:
+    with pytest.raises(ModelMissing, match=f"no model 'other'; it lists '{MODEL}'"):
+        found_of(server, "other")
+
+
+def test_a_server_of_something_else(server: ModelServer) -> None:
+    server.url += "/elsewhere"
+    with pytest.raises(EngineError, match="404"):
+        found_of(server)
+
+
+def test_a_wrong_key(server: ModelServer) -> None:
+    server.behaviour.key = "other"
+    with pytest.raises(KeyRefused):
+        found_of(server)
+
+
+def test_is_kept_as_json() -> None:
+    assert Capabilities.from_json({**ALL.as_json(), "of a later release": 1}) == ALL

@@ -1,0 +1,254 @@
+"""Handing an adapter over to a model server: load, wait, switch, unload; and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from app.db.sessions import session_scope
+from app.models import AdapterState, EngineAdapter, ModelVersion, Project
+from app.processes.connect import forget_settings
+from app.services.engines import handing_over
+from app.services.kernel.actors import SYSTEM
+from app.services.kernel.store import get_store
+from app.services.projects import projects
+from app.services.rounds import hand_over, versions
+from tests import factories
+from tests.engines import make_engine
+from tests.model_server import MODEL, ModelServer
+from tests.worker import loop
+from worker.engines.filling import fill_from_engine
+from worker.process import WorkerProcess
+
+COMMIT = "5fbcdcd0" * 5
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that the server and the workers share."""
+    monkeypatch.setenv("ILLUME_ADAPTERS_DIR", str(tmp_path / "shared"))
+    forget_settings()
+    return tmp_path / "shared"
+
+
+@pytest.fixture
+def adapter(worker: WorkerProcess, tmp_path: Path) -> str:
+    """The key of an adapter in the store."""
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"r": 4}))
+    return get_store().put_folder(tmp_path / "adapter")
+
+
+@pytest.fixture
+def project_id(worker: WorkerProcess, server: ModelServer, shared: Path) -> int:
+    with session_scope() as session:
+        make_engine(session, server)
+        project = loop.make_project(session, Path(MODEL), engine="gpu")
+        loop.add_prompts(session, project, count=2)
+        return project.id
+
+
+def add_version(project_id: int, number: int, adapter: str) -> int:
+    with session_scope() as session:
+        return factories.make_version(
+            session, session.get_one(Project, project_id), number=number, base_model=MODEL, adapter=adapter
+        ).id
+
+
+def activate(version_id: int) -> None:
+    with session_scope() as session:
+        versions.activate(session, SYSTEM, version_id)
+
+
+def hand_over_all(worker: WorkerProcess) -> None:
+    with session_scope() as session:
+        due = handing_over.list_due(session)
+    for adapter_id in due:
+        handing_over.hand_over(adapter_id, check=worker.check)
+
+
+def active_number(project_id: int) -> int:
+    with session_scope() as session:
+        project = session.get_one(Project, project_id)
+        return session.get_one(ModelVersion, project.active_version_id).number
+
+
+def rows() -> list[EngineAdapter]:
+    with session_scope() as session:
+        return list(session.scalars(select(EngineAdapter).order_by(EngineAdapter.id)))
+
+
+def test_a_version_becomes_active_once_it_is_loaded(
+    worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str, shared: Path
+) -> None:
+    version_id = add_version(project_id, 1, adapter)
+    server.behaviour.lists_late = 1
+    activate(version_id)
+    assert active_number(project_id) == 0
+    hand_over_all(worker)
+    assert active_number(project_id) == 1
+    [row] = rows()
+    assert server.adapters == {row.name: str(shared / row.name)}
+    assert oct((shared / row.name).stat().st_mode)[-3:] == "755"
+    assert fill_from_engine(worker, project_id) == 2
+    assert {body["model"] for body in server.asked} == {row.name}
+
+
+def test_the_one_before_is_unloaded_and_names_are_never_used_twice(
+    worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str
+) -> None:
+    first, second = add_version(project_id, 1, adapter), add_version(project_id, 2, adapter)
+    for version_id in (first, second, first):
+        activate(version_id)
+        hand_over_all(worker)
+    assert active_number(project_id) == 1
+    found = rows()
+    assert [one.state for one in found] == ["unloaded", "unloaded", "loaded"]
+    assert len({one.name for one in found}) == 3
+    assert list(server.adapters) == [found[-1].name]
+
+
+def test_the_base_model_needs_no_hand_over(
+    worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str
+) -> None:
+    with session_scope() as session:
+        base = session.get_one(Project, project_id).active_version_id
+        assert base is not None
+    activate(add_version(project_id, 1, adapter))
+    hand_over_all(worker)
+    activate(base)
+    assert active_number(project_id) == 0
+
+
+def test_done_twice_it_is_done_once(worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str) -> None:
+    activate(add_version(project_id, 1, adapter))
+    [row] = rows()
+    server.adapters[row.name] = "loaded by another worker"
+    server.behaviour.lists_late = 1
+    hand_over_all(worker)
+    assert active_number(project_id) == 1
+    handing_over.hand_over(row.id, check=worker.check)
+    assert [path for path, _ in server.calls].count("/v1/load_lora_adapter") == 1
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        ({"load_error": (400, "LoRA rank 64 is greater than max_lora_rank 16.")}, "rank 64 is greater"),
+        ({"key": "other"}, "refuses the key"),
+        ({"swaps": False, "cannot_list": True}, "loads no adapters while it runs"),
+        (
+            {"swaps": False},
+            "Load this one by hand, for vLLM by restarting it with --enable-lora",
+        ),
+    ],
+)
+def test_a_failure_keeps_the_version_before_and_says_why(
+    worker: WorkerProcess,
+    server: ModelServer,
+    project_id: int,
+    adapter: str,
+    behaviour: dict[str, object],
+    reason: str,
+) -> None:
+    for name, value in behaviour.items():
+        setattr(server.behaviour, name, value)
+    activate(add_version(project_id, 1, adapter))
+    hand_over_all(worker)
+    [row] = rows()
+    assert (active_number(project_id), row.state) == (0, AdapterState.failed)
+    assert reason in (row.error or "")
+
+
+def test_one_that_was_loaded_by_hand_is_found(
+    worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str
+) -> None:
+    server.behaviour.swaps = False
+    version_id = add_version(project_id, 1, adapter)
+    activate(version_id)
+    hand_over_all(worker)
+    [row] = rows()
+    server.adapters[row.name] = "by --lora-modules"
+    activate(version_id)
+    hand_over_all(worker)
+    assert active_number(project_id) == 1
+    assert [one.name for one in rows()] == [row.name]
+
+
+def test_a_server_that_finds_adapters_in_the_folder_by_itself(
+    worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str, shared: Path
+) -> None:
+    server.behaviour.swaps, server.behaviour.resolves = False, shared
+    activate(add_version(project_id, 1, adapter))
+    hand_over_all(worker)
+    assert active_number(project_id) == 1
+
+
+def test_a_server_that_sees_the_folder_elsewhere(
+    worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str
+) -> None:
+    with session_scope() as session:
+        engine = hand_over.engine_of(session, session.get_one(Project, project_id))
+        assert engine is not None
+        engine.adapters_path = "/adapters"
+    activate(add_version(project_id, 1, adapter))
+    hand_over_all(worker)
+    [row] = rows()
+    assert f"No adapter found for /adapters/{row.name}" in (row.error or "")
+
+
+def test_a_server_that_is_away_is_waited_for_and_then_given_up(
+    worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str
+) -> None:
+    activate(add_version(project_id, 1, adapter))
+    with session_scope() as session:
+        engine = hand_over.engine_of(session, session.get_one(Project, project_id))
+        assert engine is not None
+        engine.base_url = "http://127.0.0.1:9"
+    hand_over_all(worker)
+    [row] = rows()
+    assert (row.state, "cannot be reached" in (row.error or "")) == ("waiting", True)
+    with session_scope() as session:
+        session.execute(update(EngineAdapter).values(requested_at=EngineAdapter.requested_at - handing_over.PATIENCE))
+    hand_over_all(worker)
+    assert rows()[0].state is AdapterState.failed
+
+
+def test_the_last_choice_counts(worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str) -> None:
+    first, second = add_version(project_id, 1, adapter), add_version(project_id, 2, adapter)
+    activate(first)
+    activate(second)
+    hand_over_all(worker)
+    assert active_number(project_id) == 2
+
+
+class TestRoundsAreOff:
+    @pytest.mark.parametrize(
+        ("values", "base_model", "said"),
+        [
+            ({}, MODEL, None),
+            ({"model": "served-name"}, MODEL, None),
+            ({}, "another/model", "runs tiny/model, and the base model of this project is another/model"),
+            ({"revision": "main"}, MODEL, None),
+            ({"revision": "5fbcdcd"}, MODEL, "runs revision 5fbcdcd of tiny/model, and the workers load the newest"),
+            ({"revision": COMMIT}, f"{MODEL}@{COMMIT}", None),
+            ({"revision": COMMIT[:7]}, f"{MODEL}@{COMMIT}", None),
+            ({"revision": COMMIT, "model": "served-name"}, f"{MODEL}@{COMMIT}", None),
+            ({"revision": "a1b2c3d"}, f"{MODEL}@{COMMIT}", f"of tiny/model, and the workers load {COMMIT}"),
+            ({}, f"{MODEL}@{COMMIT}", f"runs revision main of tiny/model, and the workers load {COMMIT}"),
+            ({}, f"another/model@{COMMIT}", "runs tiny/model, and the base model of this project is another/model"),
+            ({"capabilities": {}}, MODEL, "nobody knows yet what"),
+        ],
+    )
+    def test_where_the_server_runs_another_model(
+        self, worker: WorkerProcess, values: dict[str, Any], base_model: str, said: str | None
+    ) -> None:
+        with session_scope() as session:
+            make_engine(session, None, **values)
+            project = loop.make_project(session, Path(base_model), engine="gpu")
+            found = hand_over.why_rounds_are_off(session, projects.settings_of(session, project))
+            assert found is None if said is None else said in (found or "")

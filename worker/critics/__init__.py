@@ -1,0 +1,1 @@
+"""Machine critics on a worker: fitting them in a child process, and rating candidates."""
