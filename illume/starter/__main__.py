@@ -24,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="illume starter", description="Train the model of the tasks scenes, pairs and guard."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    text = "train the model with its recipe, which takes about three hours on two cores"
+    text = "train the model with its recipe, which takes two to three hours on two cores"
     train = commands.add_parser(
         "train",
         help=text,
@@ -39,6 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--seed", type=int, default=0, help="seed of the weights and the data; default: %(default)s")
     train.add_argument("--threads", type=natural, default=0, help="number of processor threads; default: one per core")
+    train.add_argument(
+        "--compile", action="store_true", help="compile the layers first: one step in five is saved; needs C++"
+    )
     train.add_argument("--device", default="auto", help="auto, cpu or cuda; default: a GPU if there is one")
     add_emoji_option(train)
     text = "generate prompts of one task with their pictures"
@@ -170,6 +173,7 @@ def _train(options: argparse.Namespace) -> None:
         emoji=options.emoji,
         device=options.device,
         threads=options.threads,
+        compiled=options.compile,
         report=_print_line,
     )
 

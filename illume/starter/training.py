@@ -174,11 +174,13 @@ def train(
     emoji: Path | None = None,
     device: str = "auto",
     threads: int = 0,
+    compiled: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Trains the starter into `out`, and returns the folder of the model.
 
-    A run that was interrupted goes on from its last checkpoint, and gives what it would have given. Raises ValueError
+    A run that was interrupted goes on from its last checkpoint, and gives what it would have given on a machine of the
+    same kind; with `compiled`, which is faster and needs a C++ compiler, results differ by rounding. Raises ValueError
     if `out` holds a run whose steps so far came from another recipe.
     """
     if threads:
@@ -190,12 +192,27 @@ def train(
     model = build_starter(tokenizer, recipe.seed).to(where)
     optimizer = make_optimizer(model, recipe.learning_rate, recipe.weight_decay)
     progress = _load_checkpoint(out / "checkpoint.pt", recipe, model, optimizer, where)
+    if compiled:
+        compile_layers(model)
     size = sum(parameter.numel() for parameter in model.parameters())
     report(f"{size:,} parameters, {len(tokenizer)} tokens, {recipe.steps} steps on {where}, from step {progress.step}")
     _run_steps(model, optimizer, tokenizer, sprites, recipe, progress, out, report)
     save_starter(model.cpu(), build_processor(tokenizer, CHAT_TEMPLATE), out / "model")
     report(f"saved {out / 'model'} after {progress.seconds / 60:.0f} minutes")
     return out / "model"
+
+
+def multiplies_halves(device: torch.device) -> bool:
+    """Whether the device multiplies matrices of bfloat16 faster than those of float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def compile_layers(model: LlavaForConditionalGeneration) -> None:
+    """Compiles the layers of pictures and of text, in place, for any number of sequences of any length."""
+    for layer in (*model.model.vision_tower.encoder.layers, *model.model.language_model.layers):
+        layer.compile(dynamic=True)
 
 
 def export(out: Path, folder: Path) -> int:
@@ -236,6 +253,7 @@ def _run_steps(
     model.train()
     words = find_words(tokenizer)
     meter = _Meter()
+    halves = multiplies_halves(model.device)
     first, started = progress.step, time.monotonic()
     before = progress.seconds
     make = partial(make_batch, recipe=recipe, tokenizer=tokenizer, sprites=dict(sprites))
@@ -243,7 +261,7 @@ def _run_steps(
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate_at(step)
         stage, within = recipe.stage_at(step)
-        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.device.type == "cuda"):
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=halves):
             losses = compute_losses(model, batch, words, stage.seeing, stage.telling)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(losses.total)

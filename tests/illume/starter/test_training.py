@@ -36,10 +36,9 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "REPORT_EVERY", 1)
 
 
-def _train(out: Path, emoji: Path, recipe: Recipe = TINY) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = load_file(
-        training.train(out, recipe=recipe, emoji=emoji, threads=1) / "model.safetensors"
-    )
+def _train(out: Path, emoji: Path, recipe: Recipe = TINY, *, compiled: bool = False) -> dict[str, torch.Tensor]:
+    folder = training.train(out, recipe=recipe, emoji=emoji, threads=1, compiled=compiled)
+    found: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
     return found
 
 
@@ -95,6 +94,19 @@ class TestResuming:
         changed = replace(TINY, stages=(TINY.stages[0], replace(TINY.stages[1], steps=1)))
         _train(tmp_path, emoji, changed)
         assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["progress"]["step"] == 3
+
+
+@pytest.mark.slow
+def test_a_compiled_run_learns_the_same(emoji: Path, tmp_path: Path) -> None:
+    for name in ("plain", "compiled"):
+        _train(tmp_path / name, emoji, compiled=name == "compiled")
+    plain, compiled = (
+        json.loads((tmp_path / name / "curve.json").read_text())["curve"] for name in ("plain", "compiled")
+    )
+    assert [set(point) for point in plain] == [set(point) for point in compiled]
+    for one, other in zip(plain, compiled, strict=True):
+        for name in set(one) - {"stage"}:
+            assert other[name] == pytest.approx(one[name], rel=0.02)
 
 
 class TestCommand:
