@@ -222,8 +222,28 @@ def sample_twins(rng: random.Random) -> Pair:
     return scenes[0], scenes[1]
 
 
-def twins_row(rng: random.Random) -> Row:
-    """Samples two scenes whose lists of places and numbers can be told only by who tells the pictures apart."""
+_ASK_PLACES: dict[Language, str] = {
+    "en": "where is what in which picture?",
+    "de": "was ist wo in welchem Bild?",
+}
+_NUMBERED: dict[Language, tuple[str, str]] = {"en": ("first", "second"), "de": ("erstes", "zweites")}
+
+
+def list_numbered(pair: Pair, language: Language, rng: random.Random) -> list[tuple[str, str]]:
+    """The lists of places of both pictures in one, in random order, each thing after the number of its picture."""
+    listed = [
+        (f"{number} {kind}", place)
+        for number, scene in zip(_NUMBERED[language], pair, strict=True)
+        for kind, place in list_places(scene, language, rng)
+    ]
+    return rng.sample(listed, len(listed))
+
+
+def twins_row(rng: random.Random, *, numbered: float = 0.0) -> Row:
+    """Samples two scenes whose lists of places and numbers can be told only by who tells the pictures apart.
+
+    `numbered` is the probability of one more list, in which each thing follows the number of its picture.
+    """
     language = rng.choice(pair_questions.LANGUAGES)
     pair = sample_twins(rng)
     root, before = pair_root(language, rng)
@@ -232,6 +252,8 @@ def twins_row(rng: random.Random) -> Row:
         for number, scene in enumerate(pair)
         for ask, make in zip(_ASK[language], (list_places, list_counts), strict=True)
     ]
+    if numbered and rng.random() < numbered:
+        lists.append(listing(f"{before}{_ASK_PLACES[language]} A:", list_numbered(pair, language, rng)))
     return Row(pair, (Segment(((root, 0.0),), None), *(Segment(parts, 0) for parts in lists)))
 
 

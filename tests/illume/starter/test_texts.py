@@ -28,6 +28,7 @@ from illume.starter.texts import (
     MISREAD,
     Mixture,
     guard_row,
+    list_numbered,
     list_owners,
     sample_twins,
     without_misread,
@@ -242,6 +243,18 @@ class TestRows:
         german = dict(list_owners((two, one), "de", random.Random(1)))
         assert german == {"Hund": "beide", "Bus": "zweites", "Krabbe": "erstes"} | {
             NOUNS[kind].singular: "keins" for kind in others
+        }
+
+    def test_places_after_the_number_of_the_picture(self) -> None:
+        one = make_scene("park", "clear", "noon", [Item("dog", "left", "back"), Item("bus", "right", "front")])
+        two = make_scene("park", "clear", "noon", [Item("dog", "right", "front"), Item("dog", "left", "front")])
+        assert dict(list_numbered((one, two), "en", random.Random(1))) == {
+            "first dog": one.items[0].place,
+            "first bus": one.items[1].place,
+        }
+        assert {given for given, _place in list_numbered((two, one), "de", random.Random(1))} == {
+            "zweites Hund",
+            "zweites Bus",
         }
 
     def test_mixture(self) -> None:
