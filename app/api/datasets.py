@@ -22,6 +22,7 @@ from app.services.kernel.paging import MAX_LIMIT
 from app.services.kernel.rights import SEES
 from app.services.kernel.text_rules import Time
 from app.services.projects import projects
+from app.services.projects.policies import answer_fields_of
 from app.services.rounds import snapshot_records, snapshots
 from app.settings import get_settings, path_in_app
 
@@ -89,8 +90,12 @@ def dataset_encoding(
     request: Request,
     rows: Annotated[ExportRequest, Depends(dataset_filters)],
     as_: Annotated[
-        Literal["ndjson", "parquet"] | None,
-        Query(alias="as", description="Takes precedence over the Accept header; not for the format `csv`"),
+        Literal["ndjson", "parquet", "csv"] | None,
+        Query(
+            alias="as",
+            description="Takes precedence over the Accept header; not for the format `csv`, and `csv` only for the "
+            "formats `fields` and `answers`",
+        ),
     ] = None,
     images: Annotated[
         Literal["embedded", "path"], Query(description="In Parquet: the bytes, or the path")
@@ -106,6 +111,8 @@ def dataset_encoding(
         if as_ is not None:
             raise Invalid("The format csv is a file of its own kind: leave out 'as'.", field="as")
         kind = "csv"
+    elif as_ == "csv" and not rows.format.is_of_fields:
+        raise Invalid("Only the formats csv, fields and answers can be CSV.", field="as")
     elif as_ is None and PARQUET in request.headers.get("accept", ""):
         kind = "parquet"
     coding = None
@@ -173,8 +180,9 @@ def text_answer(
     export: ExportPlan, encoding: DatasetEncoding, headers: dict[str, str], page: bytes | None
 ) -> StreamingResponse:
     """Lines of JSON or CSV, of a page or of all rows, compressed if requested."""
-    pieces = plan.file_pages(export) if page is None else iter([plan.encode_page(export, page)])
-    media_type = CSV if encoding.kind == "csv" else NDJSON
+    as_csv = encoding.kind == "csv"
+    pieces = plan.file_pages(export, as_csv=as_csv) if page is None else [plan.encode_page(export, page, as_csv=as_csv)]
+    media_type = CSV if as_csv else NDJSON
     if encoding.compression in ("gzip", "zstd"):
         pieces, media_type = compress(pieces, encoding.compression), PACKED_TYPES[encoding.compression][0]
     elif encoding.coding is not None:
@@ -200,7 +208,8 @@ def file_name(export: ExportPlan, encoding: DatasetEncoding) -> str:
         return f"{export.slug}-{export.shape.format}.parquet"
     suffix = PACKED_TYPES[encoding.compression][1] if encoding.compression in PACKED_TYPES else ""
     if encoding.kind == "csv":
-        return f"{export.slug}-verdicts.csv{suffix}"
+        name = "verdicts" if export.shape.format is Format.csv else export.shape.format
+        return f"{export.slug}-{name}.csv{suffix}"
     return f"{export.slug}-{export.shape.format}.jsonl{suffix}"
 
 
@@ -226,12 +235,13 @@ def get_features(
     task: Task = Task.sft,
 ) -> dict[str, Any]:
     """The types of the columns of JSON lines, for `datasets.Features.from_dict`."""
-    projects.get_project(session, actor, slug, *sorted(SEES))
+    project = projects.get_project(session, actor, slug, *sorted(SEES))
+    fields = answer_fields_of(projects.settings_of(session, project))
     if format is Format.csv:
         raise Invalid("The format csv has no features: a table has only text and numbers.", field="format")
     from app.services.exports.parquet import line_features
 
-    return line_features(Shape(format, Aggregation.any, lambda prompt, _answer: prompt.parts, task))
+    return line_features(Shape(format, Aggregation.any, lambda prompt, _answer: prompt.parts, task, fields))
 
 
 @router.get("/snapshots/{snapshot_id}/download", response_class=StreamingResponse, responses=UNCHANGED)

@@ -29,7 +29,7 @@ from worker.model_cache import ModelCache
 from worker.process import WorkerProcess
 from worker.rounds import run_next_round
 
-SHAPES = [(form, Task.sft) for form in Format if form is not Format.fields] + [
+SHAPES = [(form, Task.sft) for form in Format if not form.is_of_fields] + [
     (Format.sharegpt, Task.preference),
     (Format.sharegpt, Task.kto),
 ]

@@ -19,7 +19,6 @@ from app.services.exports import plan as export_plan
 from app.services.exports.compression import Coding, compress
 from app.services.exports.plan import ExportRequest, parse_request
 from app.services.exports.shapes import ExportRow, Format, Task, dataset_info, image_paths, sha256_of
-from app.services.exports.verdict_table import csv_pages
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.store import get_store
 from app.services.projects.projects import get_project
@@ -39,8 +38,8 @@ COMPRESSIONS: dict[str, Coding] = {".gz": "gzip", ".zst": "zstd"}
     type=FilePath,
     required=True,
     metavar="FILE",
-    help="The file to write: Parquet (.parquet), JSON Lines (.jsonl) or, with --format csv, CSV (.csv); "
-    "of the latter two also compressed (.gz, .zst).",
+    help="The file to write: Parquet (.parquet), JSON Lines (.jsonl) or, with --format csv, fields or answers, "
+    "CSV (.csv); of the latter two also compressed (.gz, .zst).",
 )
 @click.option(
     "--task",
@@ -75,6 +74,7 @@ def export_command(
         embed=not image_paths,
         compression=compression,
         images=with_images,
+        as_csv=ending == ".csv",
     )
     with prepared():
         return export_file(slug, out, export, say=say)
@@ -86,6 +86,8 @@ def endings_of(out: Path, form: Format) -> tuple[str, Coding | None]:
     compression = COMPRESSIONS.get(name.suffix)
     ending = Path(name.stem).suffix if compression else name.suffix
     fits = (".csv",) if form is Format.csv else LINES if compression else (*LINES, ".parquet")
+    if form.is_of_fields:
+        fits = (*fits, ".csv")
     if ending and ending not in fits:
         written = ending + name.suffix if compression else ending
         raise Invalid(
@@ -106,6 +108,7 @@ class Export:
     embed: bool = True
     compression: Coding | None = None
     images: bool = False
+    as_csv: bool = False
 
 
 def export_file(slug: str, target: Path, export: Export, *, say: Say) -> int:
@@ -144,8 +147,8 @@ class CountedExport:
 
             codec = export.compression or "zstd"
             return write_parquet(self._rows(export_plan.row_pages(plan)), plan.shape, embed=export.embed, codec=codec)
-        if plan.shape.format is Format.csv:
-            pieces = csv_pages(self._rows(export_plan.row_pages(plan)), header=True)
+        if export.as_csv or plan.shape.format is Format.csv:
+            pieces = export_plan.make_csv(self._rows(export_plan.row_pages(plan)), plan.shape, header=True)
         else:
             pieces = self._lines(export_plan.file_pages(plan))
         return pieces if export.compression is None else compress(pieces, export.compression)

@@ -9,7 +9,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from app.services.exports.shapes import ExportRow, Format, Shape, Task, image_paths, sha256_of
+from app.services.exports.shapes import (
+    FIELD_COLUMNS,
+    ExportRow,
+    Format,
+    Shape,
+    Task,
+    answer_columns,
+    image_paths,
+    sha256_of,
+)
 from app.services.kernel.store import get_store
 from illume.fields.definitions import AnswerFields
 
@@ -87,11 +96,7 @@ RECORD = [
     ("snapshots", pa.list_(TEXT)),
     ("created_at", TEXT),
 ]
-FIELD_ROW = [
-    ("schema_version", INTEGER),
-    *((name, TEXT) for name in ("id", "prompt", "external_id", "split", "image", "policy", "verdict", "judge")),
-    *((name, TEXT) for name in ("version", "field", "model", "blind", "critic", "accepted", "gold", "created_at")),
-]
+FIELD_ROW = [(name, INTEGER if name == "schema_version" else TEXT) for name in FIELD_COLUMNS]
 STATUS_TEXTS = [(name, TEXT) for name in ("name", "status", "default", "allowed", "strict")]
 RECORD_POLICY = pa.struct(
     [
@@ -107,6 +112,9 @@ def columns_of(shape: Shape, *, embed: bool) -> list[tuple[str, pa.DataType]]:
     """The columns of a format, in order."""
     if shape.format is Format.fields:
         return FIELD_ROW
+    if shape.format is Format.answers:
+        names = () if shape.fields is None else answer_columns(shape.fields)
+        return [(name, IMAGE if embed and name == "image" else TEXT) for name in names]
     if shape.format.is_of_verdicts:
         return RECORD if shape.fields is None else structured_record(shape.fields)
     task = shape.rows_for
@@ -254,6 +262,10 @@ def to_parquet_values(row: ExportRow, images: Mapping[str, bytes], shape: Shape,
     if shape.format is Format.records:
         values["metadata"] = json.dumps(row.get("metadata", {}), ensure_ascii=False)
         values["image_sizes"] = row.get("images", [])
-    if shape.format is not Format.fields and (shape.format is not Format.sharegpt or embed):
+    if shape.format is Format.answers:
+        values = {name: value or None for name, value in row.items()}
+        if embed and row["image"]:
+            values["image"] = {"bytes": images.get(row["image"]), "path": row["image"]}
+    elif shape.format is not Format.fields and (shape.format is not Format.sharegpt or embed):
         values["images"] = [{"bytes": images.get(path), "path": path} for path in image_paths(row)]
     return values

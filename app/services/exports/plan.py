@@ -6,7 +6,7 @@ import functools
 import hashlib
 import heapq
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
@@ -38,6 +38,8 @@ from app.services.exports.reader import (
     with_backpressure,
 )
 from app.services.exports.shapes import (
+    ANSWER_COLUMNS,
+    FIELD_COLUMNS,
     SCHEMA_VERSION,
     ExportRow,
     Format,
@@ -45,10 +47,11 @@ from app.services.exports.shapes import (
     RecordPrompt,
     Shape,
     Task,
+    answer_columns,
     counting_rules,
     make_rows,
 )
-from app.services.exports.verdict_table import COLUMNS, csv_pages, verdict_row
+from app.services.exports.verdict_table import COLUMNS, csv_pages, flat_pages, verdict_row
 from app.services.kernel.actors import Actor, parse_id, require
 from app.services.kernel.paging import check_limit, decode_cursor, encode_cursor
 from app.services.kernel.rights import SEES, Right
@@ -180,8 +183,8 @@ def plan_export(
     template = str(settings.get("template") or settings_of(session, project).template)
     weigh = bool(settings.get("weigh_reliability"))
     fields = read_answer_fields(found) if (found := settings.get("answer_fields")) else None
-    if request.format is Format.fields and fields is None:
-        raise Invalid(_("format: the project has no answer_fields."), field="format")
+    if request.format.is_of_fields:
+        _check_fields(request, fields)
     digest = _digest(
         request.format, request.task, aggregation, weigh, template, critic, sorted(request.filters().items())
     )
@@ -221,6 +224,15 @@ def plan_export(
         machine=request.machine,
         rows_key=None if snapshot is None else snapshot.file_key or snapshot.sha256,
     )
+
+
+def _check_fields(request: ExportRequest, fields: AnswerFields | None) -> None:
+    """Raise `Invalid` where answers have no fields, or fields with the names of other columns."""
+    if fields is None:
+        raise Invalid(_("format: the project has no answer_fields."), field="format")
+    twice = next((name for name in fields.names if name in ANSWER_COLUMNS), None)
+    if request.format is Format.answers and twice is not None:
+        raise Invalid(_("format: a field has the name of another column, %(name)s.", name=twice), field="format")
 
 
 def _check_machine(request: ExportRequest) -> None:
@@ -375,13 +387,23 @@ def list_critics(session: Session, actor: Actor, project: Project) -> list[tuple
     return [(pseudonym(project.id, critic_id, key), email) for critic_id, email in found]
 
 
-def file_pages(export: ExportPlan) -> Iterator[bytes]:
+def file_pages(export: ExportPlan, *, as_csv: bool = False) -> Iterator[bytes]:
     """The export as a file, in pages of whole rows: JSON lines with typed columns, or CSV."""
-    if export.shape.format is Format.csv:
-        return csv_pages(row_pages(export), header=not export.after)
+    if as_csv or export.shape.format is Format.csv:
+        return make_csv(row_pages(export), export.shape, header=not export.after)
     pages = line_pages(export)
     # The records of a snapshot are its file, byte for byte: typed when it was made.
     return pages if export.shape.format is Format.records and export.snapshot_file else map(give_types, pages)
+
+
+def make_csv(pages: Iterable[list[ExportRow]], shape: Shape, *, header: bool) -> Iterator[bytes]:
+    """Pages of rows as CSV. Raises ValueError for a format whose rows are not flat."""
+    if shape.format is Format.csv:
+        return csv_pages(pages, header=header)
+    if not shape.format.is_of_fields or shape.fields is None:
+        raise ValueError(f"the format {shape.format} is no flat table")
+    columns = FIELD_COLUMNS if shape.format is Format.fields else answer_columns(shape.fields)
+    return flat_pages(pages, columns, header=header)
 
 
 def table_rows(export: ExportPlan, lines: bytes) -> list[ExportRow]:
@@ -487,8 +509,8 @@ def read_page(export: ExportPlan, limit: int) -> tuple[bytes, str | None]:
     return b"".join(lines[:limit]), export.cursor(last["id"])
 
 
-def encode_page(export: ExportPlan, lines: bytes) -> bytes:
+def encode_page(export: ExportPlan, lines: bytes, *, as_csv: bool = False) -> bytes:
     """A page of `read_page` as a part of the file that `file_pages` makes; the first one has the header of CSV."""
-    if export.shape.format is Format.csv:
-        return b"".join(csv_pages([parse_lines(lines)], header=not export.after))
+    if as_csv or export.shape.format is Format.csv:
+        return b"".join(make_csv([parse_lines(lines)], export.shape, header=not export.after))
     return give_types(lines)

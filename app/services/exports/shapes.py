@@ -13,6 +13,8 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+import orjson
+
 from app.services.acceptance.answers import compose_answer
 from app.services.acceptance.counting import Aggregation
 from app.services.acceptance.outcomes import CountingRules, Outcome
@@ -21,12 +23,19 @@ from illume.fields.accepting import field_answers
 from illume.fields.answers import answer_json
 from illume.fields.definitions import AnswerFields
 from illume.fields.policies import Policy
-from illume.parts import ImagePart, Parts, TextPart, is_short, read_parts
+from illume.fields.variants import change_of
+from illume.parts import ImagePart, Parts, TextPart, is_short, ordered_parts, parts_data, read_parts
 from illume.texts import normalise_rationale
 
 SCHEMA_VERSION = 1
 IMAGE_PART: dict[str, str | None] = {"type": "image", "text": None}
 MEDIA_TAG = re.compile(r"<(?=(?:image|video|audio)>)")
+FIELD_COLUMNS = (
+    *("schema_version", "id", "prompt", "external_id", "split", "image", "policy", "verdict", "judge", "version"),
+    *("field", "model", "blind", "critic", "accepted", "gold", "created_at"),
+)
+ANSWER_COLUMNS = ("id", "prompt", "split", "image", "question", "parts", "policy")
+"""The columns of `answers`, without those that are named after the fields."""
 
 Record = Mapping[str, Any]
 ExportRow = dict[str, Any]
@@ -58,6 +67,7 @@ class Format(StrEnum):
     sharegpt = "sharegpt"
     csv = "csv"
     fields = "fields"
+    answers = "answers"
 
     @property
     def is_of_verdicts(self) -> bool:
@@ -67,7 +77,12 @@ class Format(StrEnum):
     @property
     def is_for_training(self) -> bool:
         """Whether a row is something to train on."""
-        return not self.is_of_verdicts and self is not Format.fields
+        return not self.is_of_verdicts and not self.is_of_fields
+
+    @property
+    def is_of_fields(self) -> bool:
+        """Whether a row is about the fields of structured answers. Such rows are flat, so they can be CSV too."""
+        return self in (Format.fields, Format.answers)
 
 
 class Task(StrEnum):
@@ -97,7 +112,8 @@ class Shape:
 class JudgedText(NamedTuple):
     """A rationale that is accepted or turned down, with its number of votes and the first verdict that voted for it.
 
-    `candidate` is None for a text that critics wrote themselves.
+    `candidate` is None for a text that critics wrote themselves. `masked` are the fields of a structured answer that
+    are not decided.
     """
 
     text: str
@@ -107,6 +123,7 @@ class JudgedText(NamedTuple):
     edited_from: str | None = None
     edited_text: str | None = None
     by_machine: bool = False
+    masked: frozenset[str] = frozenset()
 
     @property
     def source(self) -> str:
@@ -154,6 +171,8 @@ def make_rows(records: Sequence[Record], outcomes: Sequence[Outcome], shape: Sha
     """
     if shape.format is Format.fields:
         return field_rows(records, outcomes, shape)
+    if shape.format is Format.answers:
+        return answer_rows(records, outcomes, shape)
     made = [row for judged in judge_ballots(records, outcomes, shape) for row in make_ballot_rows(judged, shape)]
     rows = (
         deduplicate(made, is_exact=shape.fields is not None) if shape.rows_for is Task.sft else [row for row, _ in made]
@@ -200,7 +219,8 @@ def judge_answers(
         before = None if source is None else compose_answer("", source, decided, fields, is_own=False)
         if answer is None:
             return None
-        return one._replace(text=answer.text, edited_text=None if before is None else before.text)
+        edited_text = None if before is None else before.text
+        return one._replace(text=answer.text, edited_text=edited_text, masked=answer.masked)
 
     pairs = [
         (one._replace(text=answer_json(pair.chosen, fields)), JudgedText(answer_json(pair.rejected, fields), key, 0))
@@ -349,6 +369,57 @@ def field_rows(records: Sequence[Record], outcomes: Sequence[Outcome], shape: Sh
     for position, row in enumerate(rows):
         row["id"] += str(position)
     return rows
+
+
+def answer_columns(fields: AnswerFields) -> tuple[str, ...]:
+    """The columns of `answers`: those of the fields stand between the prompt and its policy."""
+    return (*ANSWER_COLUMNS[:-1], *fields.names, ANSWER_COLUMNS[-1])
+
+
+def answer_rows(records: Sequence[Record], outcomes: Sequence[Outcome], shape: Shape) -> list[ExportRow]:
+    """A row for each accepted answer of a prompt, with a column for each field, as an import of pictures reads it.
+
+    Fields that are not decided are empty, as are those of other prompts.
+    """
+    if shape.fields is None:
+        return []
+    made = [
+        (_answer_row(judged.record, one, shape.fields) | {"critic": judged.critic}, one)
+        for judged in judge_ballots(records, outcomes, shape)
+        for one in judged.accepted + judged.own
+    ]
+    rows = deduplicate(made, is_exact=True)
+    columns = answer_columns(shape.fields)
+    return [
+        {name: f"{row['prompt']}-{position}" if name == "id" else row[name] for name in columns}
+        for position, row in enumerate(rows)
+    ]
+
+
+def _answer_row(record: Record, accepted: JudgedText, fields: AnswerFields) -> ExportRow:
+    values = orjson.loads(accepted.text)
+    names = {image["sha256"]: image["path"] for image in record["images"]}
+    prompt = prompt_of(record)
+    is_single = len(names) == 1 and not prompt.parts
+    parts = parts_data(ordered_parts(prompt), [names[one] for one in prompt.images], key="image")
+    return {
+        "prompt": record["prompt"],
+        "split": record["split"],
+        "image": record["images"][0]["path"] if is_single else "",
+        "question": record["question"] if is_single else "",
+        "parts": "" if is_single else orjson.dumps(parts).decode(),
+        "policy": _policy_name(record),
+        **{name: "" if name in accepted.masked else values.get(name) or "" for name in fields.names},
+    }
+
+
+def _policy_name(record: Record) -> str:
+    """How an import finds the policy of a record: by name and number, a variant by its id."""
+    policy = record.get("policy")
+    if policy is None:
+        return ""
+    is_variant = bool(change_of(record.get("metadata") or {}))
+    return str(policy["id"]) if is_variant else f"{policy['name']} #{policy['number']}"
 
 
 def origin_columns(judged: BallotResult) -> ExportRow:
@@ -501,8 +572,12 @@ def dataset_info(name: str, file_name: str, task: Task) -> dict[str, Any]:
 
 
 def image_paths(row: Record) -> list[str]:
-    """The paths of a row's images."""
-    return [image if isinstance(image, str) else image["path"] for image in row.get("images", ())]
+    """The paths of a row's images. Rows of `fields` name images by their hashes only."""
+    if "images" in row or "parts" not in row:
+        return [image if isinstance(image, str) else image["path"] for image in row.get("images", ())]
+    if row["image"]:
+        return [row["image"]]
+    return [part["image"] for part in orjson.loads(row["parts"] or "[]") if part["type"] == "image"]
 
 
 def sha256_of(path: str) -> str:

@@ -1,15 +1,15 @@
-"""Verdicts as CSV: a flat table, one verdict a row, as RFC 4180 describes it, in UTF-8."""
+"""Flat tables as CSV, as RFC 4180 describes it, in UTF-8: verdicts, or rows about the fields of answers."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import orjson
 
-from app.services.exports.shapes import Record, image_paths
+from app.services.exports.shapes import ExportRow, Record, image_paths
 
 COLUMNS = (
     "id",
@@ -50,6 +50,14 @@ def csv_pages(pages: Iterable[list[Any]], *, header: bool) -> Iterator[bytes]:
         yield _encode([COLUMNS])
     for page in pages:
         yield _encode(verdict_row(record) for record in page if not record.get("redacted"))
+
+
+def flat_pages(pages: Iterable[list[ExportRow]], columns: Sequence[str], *, header: bool) -> Iterator[bytes]:
+    """Write pages of flat rows as CSV."""
+    if header:
+        yield _encode([columns])
+    for page in pages:
+        yield _encode([cell(row[name]) for name in columns] for row in page)
 
 
 def verdict_row(record: Record) -> tuple[str, ...]:

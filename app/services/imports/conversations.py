@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import orjson
 
 from app.errors import Invalid
 from app.services.imports.tables.rows import is_missing
@@ -44,7 +47,13 @@ class Turns:
 
 
 def read_parts(value: Any, column: str) -> list[dict[str, Any]]:
-    """Parts as `{"type": "text", "text"}` and `{"type": "image", "image": NAME}`. Raises `Invalid`."""
+    """Parts as `{"type": "text", "text"}` and `{"type": "image", "image": NAME}`. Raises `Invalid`.
+
+    The list may be written as JSON, as exports of flat rows have it.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(orjson.JSONDecodeError):
+            value = orjson.loads(value)
     if not isinstance(value, list | tuple):
         raise Invalid(_("%(column)s: must be a list of texts and images.", column=column[:60]), field=column[:200])
     return [_read_part(part, f"{column[:60]}.{number}") for number, part in enumerate(value)]

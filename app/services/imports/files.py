@@ -31,6 +31,8 @@ IMAGE_SECONDS = 20.0
 ROW_SECONDS = 120.0
 MAX_KNOWN_IMAGES = 20_000
 TABLE_LIMITS = Limits(seconds=120.0, processor=60)
+EXPORTED_PATH = re.compile(r"images/(?P<sha256>[0-9a-f]{64})\.[a-z0-9]+")
+"""How exports name an image. Where no such file comes with the table, the image that is stored is meant."""
 
 Result = TypeVar("Result")
 Fetch = Callable[[str], bytes]
@@ -134,6 +136,9 @@ class ImportFile:
             )
         if is_web_address(name):
             return self._decoded(lambda: self._reencode(self._fetch(name), name), key=name, name=name.partition("?")[0])
+        exported = EXPORTED_PATH.fullmatch(name)
+        if exported and not self._has(name):
+            return exported["sha256"]
         return self._decoded(lambda: self._read(name), key=name, name=name)
 
     def _has(self, path: str) -> bool:

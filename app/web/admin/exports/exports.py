@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import Invalid
 from app.http.dependencies import SessionDep
-from app.models import Project, Snapshot, Split, VersionKind
+from app.models import Project, Snapshot, SnapshotKind, Split, VersionKind
 from app.services.acceptance.counting import Aggregation
 from app.services.exports import plan
 from app.services.exports.plan import ExportRequest, parse_request
@@ -53,7 +53,15 @@ FORMATS = (
     (Format.kto, _("Labelled texts for KTO (TRL)"), _("One row per text, with whether it fits.")),
     (Format.sharegpt, "LLaMA-Factory (ShareGPT)", _("One row per conversation, for the purpose below.")),
 )
-OF_FIELDS = (Format.fields, _("Judged fields"), _("One row per verdict and field of the answer."))
+OF_FIELDS = (
+    (
+        Format.answers,
+        _("Accepted answers as a table"),
+        _("One row per accepted answer, with a column for each field, as an import reads it."),
+    ),
+    (Format.fields, _("Judged fields"), _("One row per verdict and field of the answer.")),
+)
+Kind = Literal["ndjson", "parquet", "csv"]
 TASKS = ((Task.sft, _("supervised fine-tuning")), (Task.preference, _("preference pairs")), (Task.kto, "KTO"))
 AGGREGATIONS = (
     ("", _("as in the project's settings")),
@@ -91,7 +99,7 @@ class SnapshotRow:
     number: int
     name: str
     kind: str
-    counts: str
+    counts: tuple[tuple[str, int], ...]
     sha256: str
     redacted: int
     card: str
@@ -131,29 +139,29 @@ def show(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
 def export_view(request: Request, session: Session, actor: Actor, frame: Frame) -> ExportView:
     """The export page for the choices in the address."""
     asked = {name: value for name in (*FILTERS, "as") if (value := request.query_params.get(name, "").strip())}
-    kind = asked.pop("as", "ndjson")
+    asked_kind = asked.pop("as", "ndjson")
     wanted, preview, problem = ExportRequest(), None, Invalid("")
     try:
         wanted = parse_request(asked | ({"since": f"{day}T00:00:00+00:00"} if (day := asked.get("since")) else {}))
         preview = preview_of(session, actor, frame.project, wanted)
     except Invalid as error:
         problem = error
-    parquet = kind == "parquet" and wanted.format is not Format.csv
+    kind = kind_of(asked_kind, wanted.format)
     may_see_snapshots = frame.may_review
     found = list_snapshots(session, actor, frame) if may_see_snapshots else []
-    address = f"/api/v1/projects/{frame.project.slug}/dataset?{urlencode(query_of(wanted, parquet=parquet))}"
-    name = f"{frame.project.slug}-{file_ending(wanted.format, parquet=parquet)}"
+    address = f"/api/v1/projects/{frame.project.slug}/dataset?{urlencode(query_of(wanted, kind))}"
+    name = f"{frame.project.slug}-{file_ending(wanted.format, kind)}"
     return ExportView(
         slug=frame.project.slug,
-        fields=tuple(fields_of(session, actor, frame.project, asked, kind, found, problem)),
-        about=next(text for form, _name, text in (*FORMATS, OF_FIELDS) if form is wanted.format),
+        fields=tuple(fields_of(session, actor, frame.project, asked, asked_kind, found, problem)),
+        about=next(text for form, _name, text in (*FORMATS, *OF_FIELDS) if form is wanted.format),
         problem=problem.detail,
         preview=preview,
         narrowed=bool(wanted.filters()) or wanted.since is not None,
         step=judging_step(frame),
         download=address,
         file_name=name,
-        code=code_lines(get_settings().address, address, name, wanted, parquet=parquet),
+        code=code_lines(get_settings().address, address, name, wanted, kind),
         may_freeze=frame.may_manage,
         may_see_snapshots=may_see_snapshots,
         snapshots=tuple(snapshot_row(one) for one in found),
@@ -163,7 +171,16 @@ def export_view(request: Request, session: Session, actor: Actor, frame: Frame) 
     )
 
 
-def query_of(wanted: ExportRequest, *, parquet: bool) -> dict[str, str]:
+def kind_of(asked: str, form: Format) -> Kind:
+    """The kind of file that an export is, of the one that was asked for and those that the format has."""
+    if form is Format.csv:
+        return "csv"
+    if asked == "parquet":
+        return "parquet"
+    return "csv" if asked == "csv" and form.is_of_fields else "ndjson"
+
+
+def query_of(wanted: ExportRequest, kind: Kind) -> dict[str, str]:
     """The query of the REST call for an export."""
     query = {"format": wanted.format.value}
     if wanted.format is Format.sharegpt:
@@ -173,14 +190,14 @@ def query_of(wanted: ExportRequest, *, parquet: bool) -> dict[str, str]:
     query |= wanted.filters()
     if wanted.since is not None:
         query["since"] = wanted.since.strftime("%Y-%m-%dT%H:%M:%SZ")
-    return query | ({"as": "parquet"} if parquet else {})
+    return query if kind == "ndjson" or wanted.format is Format.csv else {**query, "as": kind}
 
 
-def file_ending(form: Format, *, parquet: bool) -> str:
+def file_ending(form: Format, kind: Kind) -> str:
     """The end of the name of the file that the REST call sends."""
     if form is Format.csv:
         return "verdicts.csv"
-    return f"{form}.{'parquet' if parquet else 'jsonl'}"
+    return f"{form}.{'jsonl' if kind == 'ndjson' else kind}"
 
 
 def list_snapshots(session: Session, actor: Actor, frame: Frame) -> Sequence[Snapshot]:
@@ -209,10 +226,14 @@ def fields_of(
     frozen = [(str(one.id), _("Snapshot %(number)s: %(name)s", number=one.number, name=one.name)) for one in found]
     if (chosen := asked.get("snapshot")) and chosen not in dict(frozen):
         frozen.append((chosen, _("the snapshot of the training round")))
-    formats = (*FORMATS, OF_FIELDS) if settings_of(session, project).answer_fields else FORMATS
+    structured = bool(settings_of(session, project).answer_fields)
+    formats = (*FORMATS, *OF_FIELDS) if structured else FORMATS
+    files = [("ndjson", _("JSON lines")), ("parquet", _("Parquet, images included"))]
+    if structured:
+        files.append(("csv", _("CSV, of rows about fields")))
     options: tuple[tuple[str, str, Sequence[tuple[str, str]]], ...] = (
         ("format", _("Format"), [(form.value, label) for form, label, _about in formats]),
-        ("as", _("File"), [("ndjson", _("JSON lines")), ("parquet", _("Parquet, images included"))]),
+        ("as", _("File"), files),
         ("task", _("Purpose (LLaMA-Factory)"), [(task.value, label) for task, label in TASKS]),
         ("aggregation", _("Accept a text"), AGGREGATIONS),
         ("snapshot", _("As of"), [("", _("now")), *frozen]),
@@ -271,7 +292,7 @@ def cell_text(value: Any) -> str:
 # Lines of code
 
 
-def code_lines(server: str, address: str, name: str, wanted: ExportRequest, *, parquet: bool) -> tuple[CodeLine, ...]:
+def code_lines(server: str, address: str, name: str, wanted: ExportRequest, kind: Kind) -> tuple[CodeLine, ...]:
     """How to fetch the file with curl, and how to read it with pandas and `datasets`."""
     curl = (
         'curl --fail --compressed -H "Authorization: Bearer $TOKEN" \\\n'
@@ -279,10 +300,10 @@ def code_lines(server: str, address: str, name: str, wanted: ExportRequest, *, p
     )
     file = json.dumps(name)
     imports = "import datasets"
-    if parquet:
+    if kind == "parquet":
         pandas = f"rows = pd.read_parquet({file})"
         hub = f'rows = datasets.load_dataset("parquet", data_files={file}, split="train")'
-    elif wanted.format is Format.csv:
+    elif kind == "csv":
         imports = "import datasets\nimport pandas as pd"
         pandas = f"rows = pd.read_csv({file}, low_memory=False)"
         hub = f"rows = datasets.Dataset.from_pandas(pd.read_csv({file}, low_memory=False))"
@@ -314,8 +335,8 @@ def snapshot_row(one: Snapshot) -> SnapshotRow:
         id=str(one.id),
         number=one.number,
         name=one.name,
-        kind="training round" if one.kind.value == "round" else "frozen by an admin",
-        counts=", ".join(f"{words.lower()} {one.counts[key]}" for key, words in COUNT_NAMES if key in one.counts),
+        kind=_("Training round") if one.kind is SnapshotKind.round else _("Frozen by an admin"),
+        counts=tuple((words, one.counts[key]) for key, words in COUNT_NAMES if key in one.counts),
         sha256=one.sha256,
         redacted=one.redacted,
         card=snapshot_records.card_text(one),

@@ -32,7 +32,7 @@ LAYOUTS = {
 }
 KINDS = {
     TableKind.ndjson: _("JSON, one object per line"),
-    TableKind.json: "JSON document",
+    TableKind.json: _("JSON document"),
     TableKind.parquet: _("Parquet file"),
 }
 SEPARATORS = {",": _("commas"), ";": _("semicolons"), "\t": _("tabs"), "|": _("vertical bars")}

@@ -98,6 +98,8 @@ def test_an_ending_of_another_format_is_refused(name: str, form: str, hint: str)
     ("name", "form", "ending", "compression"),
     [
         ("Z.PARQUET", "sft", ".parquet", None),
+        ("z.csv", "answers", ".csv", None),
+        ("z.csv.gz", "fields", ".csv", "gzip"),
         ("z.jsonl.GZ", "records", ".jsonl", "gzip"),
         ("z.csv.zst", "csv", ".csv", "zstd"),
         ("z", "records", "", None),

@@ -31,7 +31,7 @@ from app.services.rounds import snapshot_records, snapshots
 from tests.app.services.judged import NASTY, make_judged
 from tests.conftest import CommittedDatabase
 
-TEXTS = [form for form in Format if form is not Format.fields]  # without structured answers
+TEXTS = [form for form in Format if not form.is_of_fields]  # without structured answers
 LINES = [form for form in TEXTS if form is not Format.csv]
 SHAPES = [(form, Task.sft) for form in LINES] + [(Format.sharegpt, Task.preference), (Format.sharegpt, Task.kto)]
 

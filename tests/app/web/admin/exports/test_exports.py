@@ -139,6 +139,20 @@ class TestExport:
             f"{project.slug}-fields.jsonl",
             ["Unsafe", factories.CATEGORIES[0]],
         )
+        text = own_browser.get(f"/admin/projects/{project.slug}/export?format=answers&as=csv").text
+        assert "One row per accepted answer, with a column for each field, as an import reads it." in text
+        assert (column(text, "rationale"), column(text, "rating")) == (["a cat"], ["Safe"])
+        address, name = download_of(text)
+        assert (name, "as=csv" in address) == (f"{project.slug}-answers.csv", True)
+        found = own_browser.get(address)
+        assert found.headers["content-type"].startswith("text/csv")
+        assert name in found.headers["content-disposition"]
+        assert found.text.splitlines()[0].endswith("rating,category,rationale,policy")
+        paged = own_browser.get(f"{address}&limit=1")
+        assert paged.text == found.text
+        assert own_browser.get(address.replace("format=answers", "format=sft")).status_code == 422
+        types = own_browser.get(f"/api/v1/projects/{project.slug}/dataset/features").json()
+        assert types["fields"].keys() == {"rating", "category"}
 
     def test_filters(self, own_browser: Browser, judged: Project) -> None:
         path = f"/admin/projects/{judged.slug}/export"
