@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
 
+from illume.phrases import _
+from illume.validation import FieldError
+
 MAX_PARTS = 64
 MAX_IMAGES = 16
 MAX_TEXT = 16_000
@@ -114,7 +117,7 @@ def parts_data(parts: Iterable[Part], names: Sequence[str | int], *, key: str) -
 def parse_parts(data: object, *, key: str) -> tuple[list[str], Parts]:
     """The prompt's images and its parts, of JSON data. Raises ValueError that says which part is wrong, and why."""
     if not isinstance(data, list):
-        raise ValueError("parts: must be a list")
+        raise FieldError("parts", _("must be a list"))
     return arrange_parts([_parse_part(f"parts.{number}", part, key) for number, part in enumerate(data)])
 
 
@@ -128,11 +131,11 @@ def read_parts(data: Iterable[Mapping[str, Any]], names: Sequence[str], *, key: 
 def _parse_part(place: str, part: object, key: str) -> TextPart | str:
     """A text, or the name of a picture."""
     if not isinstance(part, Mapping) or part.get("type") not in ("text", "image"):
-        raise ValueError(f'{place}: must be an object with the type "text" or "image"')
+        raise FieldError(place, _('must be an object with the type "text" or "image"'))
     field = "text" if part["type"] == "text" else key
     value = part.get(field)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{place}.{field}: must be a text that is not empty")
+        raise FieldError(f"{place}.{field}", _("must be a text that is not empty"))
     return TextPart(value) if part["type"] == "text" else value
 
 
@@ -153,11 +156,14 @@ def arrange_parts(sequence: Sequence[TextPart | str]) -> tuple[list[str], Parts]
 
 def _check_limits(sequence: Sequence[TextPart | str], names: Sequence[str]) -> None:
     if not names:
-        raise ValueError("parts: a prompt needs at least one picture")
+        raise FieldError("parts", _("a prompt needs at least one picture"))
     if len(sequence) > MAX_PARTS:
-        raise ValueError(f"parts: at most {MAX_PARTS}, and these are {len(sequence):,}")
+        raise FieldError("parts", _("at most %(most)s, and these are %(n)s", most=MAX_PARTS, n=f"{len(sequence):,}"))
     if len(names) > MAX_IMAGES:
-        raise ValueError(f"parts: at most {MAX_IMAGES} pictures, and these are {len(names):,}")
+        n = f"{len(names):,}"
+        raise FieldError("parts", _("at most %(most)s pictures, and these are %(n)s", most=MAX_IMAGES, n=n))
     length = sum(len(one.text.strip()) for one in sequence if isinstance(one, TextPart))
     if length > MAX_TEXT:
-        raise ValueError(f"parts: the texts may have {MAX_TEXT:,} characters together, and have {length:,}")
+        n, most = f"{length:,}", f"{MAX_TEXT:,}"
+        problem = _("the texts may have %(most)s characters together, and have %(n)s", most=most, n=n)
+        raise FieldError("parts", problem)

@@ -181,10 +181,13 @@ def name_images(parts: Sequence[Mapping[str, Any]], names: Sequence[Any]) -> lis
 
 
 def drop_short_form(item: Mapping[str, Any]) -> dict[str, Any]:
-    """An item without the images and the question that only repeat its parts, as prompts over REST have them."""
+    """An item without the images and the question that only repeat its parts, as prompts over REST have them.
+
+    In a table with a column for the question it is empty where a row has parts.
+    """
     texts = [part["text"].strip() for part in item["parts"] if part["type"] == "text"]
     places = [part["image"] for part in item["parts"] if part["type"] == "image"]
     images = [one.get("sha256") if isinstance(one, Mapping) else one for one in item.get("images") or ()]
-    repeats = {"question": " ".join(texts) == item.get("question")}
+    repeats = {"question": item.get("question") in ("", " ".join(texts))}
     repeats["images"] = images in (places, [one for n, one in enumerate(places) if one not in places[:n]])
     return {key: value for key, value in item.items() if not repeats.get(key)}

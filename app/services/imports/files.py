@@ -24,7 +24,7 @@ from app.services.kernel.isolated import Limits
 from app.services.kernel.store import KEY_FORM
 from app.services.prompts import images
 from app.services.prompts.decoding import MAX_BYTES, EncodedImage, TooManyPixels
-from illume.phrases import _
+from illume.phrases import _, followed_by
 
 log = logging.getLogger(__name__)
 IMAGE_SECONDS = 20.0
@@ -171,11 +171,15 @@ def about(name: str) -> Iterator[None]:
     try:
         yield
     except (Invalid, TooLarge) as error:
-        detail = f"The image is broken: {error.detail}." if isinstance(error, isolated.Unreadable) else error.detail
+        detail = error.detail
+        if isinstance(error, isolated.Unreadable):
+            detail = _("The image is broken: %(detail)s.", detail=detail)
         if isinstance(error, TooManyPixels):
-            detail += " The import can scale such images down."
+            detail = followed_by(detail, _("The import can scale such images down."))
         kind = TooLarge if isinstance(error, TooLarge) else Invalid
-        raise kind(detail if name[:100] in detail else f"{name[:100]}: {detail}", field="images") from error
+        if name[:100] not in detail:
+            detail = _("%(name)s: %(sentence)s", name=name[:100], sentence=detail)
+        raise kind(detail, field="images") from error
 
 
 def unforeseen(row: TableRow, error: Exception) -> Invalid:

@@ -260,9 +260,9 @@ def find_missing(plan: ImportPlan) -> str:
     if targets & {Target.parts, Target.conversation}:
         return ""
     if Target.image not in targets and KEY_COLUMN not in plan.columns:
-        return "Choose the column that names the images."
+        return _("Choose the column that names the images.")
     if Target.question not in targets and not plan.question:
-        return "Choose the column with the question, or enter a question for rows without one."
+        return _("Choose the column with the question, or enter a question for rows without one.")
     return ""
 
 

@@ -26,7 +26,7 @@ from app.services.prompts.prompts import PromptText, parse_prompt
 from illume.fields.policies import MAX_CATEGORIES
 from illume.parts import TextPart, arrange_parts, is_short
 from illume.phrases import _
-from illume.validation import describe_problem, name_problem
+from illume.validation import describe_problem, name_problem, place_of
 
 RecordId = Annotated[str, StringConstraints(min_length=1, max_length=200), Storable]
 
@@ -160,7 +160,7 @@ def rename_parts(record: RecordIn, keys: Sequence[Any]) -> list[dict[str, Any]] 
             [TextPart(one["text"]) if one["type"] == "text" else str(one["image"]) for one in parts]
         )
     except ValueError as error:
-        raise Invalid(f"{error}.", field="parts") from error
+        raise Invalid(name_problem(*place_of("parts", error)), field="parts") from error
     if is_short(arranged):
         return None
     if len(images) != len(keys):

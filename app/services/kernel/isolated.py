@@ -191,14 +191,16 @@ class Child:
             waiting()
             if time.monotonic() >= until:
                 self.end()
-                raise Unreadable(f"it took over {limits.seconds:g} s")
+                raise Unreadable(_("it took over %(seconds)s s", seconds=f"{limits.seconds:g}"))
         try:
             kind, value = self._connection.recv()
         except (EOFError, OSError) as error:
             self.end()
             slow = self._process.returncode == -signal.SIGXCPU
             reason = (
-                f"it took over {limits.processor} s of computing" if slow else "the process that read it broke down"
+                _("it took over %(seconds)s s of computing", seconds=limits.processor)
+                if slow
+                else _("the process that read it broke down")
             )
             raise Unreadable(reason) from error
         self.busy = kind in ("item", "fatal")
@@ -253,7 +255,9 @@ def answer(connection: Connection) -> bool:
     except BrokenPipeError:
         return False
     except MemoryError:
-        connection.send(("fatal", Unreadable(f"it needs over {limits.memory >> 20:,} MB of memory")))
+        connection.send(
+            ("fatal", Unreadable(_("it needs over %(memory)s MB of memory", memory=f"{limits.memory >> 20:,}")))
+        )
         return False
     except DomainError as error:
         connection.send(("error", error))

@@ -15,7 +15,7 @@ import pillow_heif
 from PIL import ImageFile, UnidentifiedImageError
 
 from app.errors import Invalid, TooLarge
-from illume.phrases import _
+from illume.phrases import Phrase, _
 from illume.pictures import Change, as_seen, scaled_down
 
 MAX_BYTES = 20 * 1024 * 1024
@@ -152,11 +152,26 @@ def _opened(data: bytes, *, most_pixels: int = MAX_PIXELS) -> ImageFile.ImageFil
         ) from error
     pixels, side = picture.width * picture.height, max(picture.size)
     if pixels > most_pixels or (side > MAX_SIDE and most_pixels == MAX_PIXELS):
-        size = f"{picture.width:,} x {picture.height:,} pixels ({pixels / 1_000_000:.1f} megapixels)"
-        limit = f"{most_pixels // 1_000_000} megapixels" if pixels > most_pixels else f"{MAX_SIDE:,} pixels a side"
         kind = TooManyPixels if pixels <= MAX_SCALED_PIXELS else TooLarge
-        raise kind(f"The image has {size}; at most {limit} are taken.", field="image")
+        raise kind(_describe_size(picture, most_pixels), field="image")
     return picture
+
+
+def _describe_size(picture: PIL.Image.Image, most_pixels: int) -> Phrase:
+    """Why a picture is too large: its size, and which limit that exceeds."""
+    pixels = picture.width * picture.height
+    size = {"width": f"{picture.width:,}", "height": f"{picture.height:,}", "n": f"{pixels / 1_000_000:.1f}"}
+    if pixels > most_pixels:
+        return _(
+            "The image has %(width)s x %(height)s pixels (%(n)s megapixels); at most %(most)s megapixels are taken.",
+            most=most_pixels // 1_000_000,
+            **size,
+        )
+    return _(
+        "The image has %(width)s x %(height)s pixels (%(n)s megapixels); at most %(most)s pixels a side are taken.",
+        most=f"{MAX_SIDE:,}",
+        **size,
+    )
 
 
 def _write(picture: ImageFile.ImageFile) -> EncodedImage:

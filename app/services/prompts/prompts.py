@@ -214,7 +214,8 @@ def _arrange(item: Mapping[str, Any]) -> dict[str, Any]:
     try:
         images, parts = parse_parts(item["parts"], key="sha256")
     except ValueError as error:
-        raise Invalid(f"{error}.", field=str(error).partition(":")[0]) from error
+        place, problem = place_of("parts", error)
+        raise Invalid(name_problem(place, problem), field=place) from error
     rest |= {"images": images, "question": " ".join(texts_of(parts))}
     return rest if is_short(parts) else {**rest, "parts": item["parts"]}
 

@@ -1,0 +1,79 @@
+"""What is wrong with pictures, columns and parts is said in the reader's language."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from app import languages
+from app.errors import DomainError, Invalid
+from app.services.imports.files import about
+from app.services.imports.layouts import find_missing, make_plan
+from app.services.imports.tables.table import TableKind
+from app.services.kernel.isolated import Unreadable
+from app.services.prompts.decoding import decode
+from app.services.prompts.prompts import parse_prompt
+from illume.phrases import Phrase, _
+from tests.app.services.prompts.test_images import png_that_claims
+
+
+def columns(*names: str) -> None:
+    """Import a table with these columns."""
+    raise Invalid(find_missing(make_plan(TableKind.csv, names)))
+
+
+def picture(width: int, height: int) -> None:
+    """Import a picture of this size under a name."""
+    with about("a.png"):
+        decode(png_that_claims(width, height))
+
+
+def broken() -> None:
+    """Import a picture that takes too long."""
+    with about("a.png"):
+        raise Unreadable(_("it took over %(seconds)s s", seconds="60"))
+
+
+@pytest.mark.parametrize(
+    ("fail", "english", "german"),
+    [
+        (
+            lambda: picture(8000, 8000),
+            "a.png: The image has 8,000 x 8,000 pixels (64.0 megapixels); at most 40 megapixels are taken. "
+            "The import can scale such images down.",
+            "höchstens 40 Megapixel sind möglich. Der Import kann solche Bilder verkleinern.",
+        ),
+        (
+            lambda: picture(30_000, 1),
+            "a.png: The image has 30,000 x 1 pixels (0.0 megapixels); at most 20,000 pixels a side are taken. "
+            "The import can scale such images down.",
+            "höchstens 20,000 Pixel pro Seite sind möglich.",
+        ),
+        (broken, "a.png: The image is broken: it took over 60 s.", "a.png: Das Bild ist beschädigt: das Lesen dauerte"),
+        (lambda: columns("question"), "Choose the column that names the images.", "Wählen Sie die Spalte, die die"),
+        (
+            lambda: columns("image"),
+            "Choose the column with the question, or enter a question for rows without one.",
+            "Wählen Sie die Spalte mit der Frage",
+        ),
+        (
+            lambda: parse_prompt({"parts": [{"type": "text", "text": "Why?"}]}),
+            "parts: a prompt needs at least one picture.",
+            "parts: eine Aufgabe braucht mindestens ein Bild.",
+        ),
+        (
+            lambda: parse_prompt({"parts": [{"type": "text", "text": " "}]}),
+            "parts.0.text: must be a text that is not empty.",
+            "parts.0.text: muss ein nicht leerer Text sein.",
+        ),
+    ],
+)
+def test_in_english_and_german(fail: Callable[[], object], english: str, german: str) -> None:
+    with pytest.raises(DomainError) as caught:
+        fail()
+    detail = caught.value.detail
+    assert detail == english
+    assert isinstance(detail, Phrase)
+    with languages.reading(languages.languages()["de"]):
+        assert german in detail.told()
