@@ -22,6 +22,7 @@ from app.services.imports import imports
 from app.services.kernel.actors import parse_id
 from app.services.kernel.rights import Right
 from app.services.projects import projects
+from illume.fields.variants import Change
 
 router = APIRouter(tags=["imports"], route_class=ApiRoute)
 PAGE_SIZE = 2000
@@ -40,6 +41,7 @@ def import_out(found: Import, problems: list[ImportProblem]) -> ImportOut:
         done=found.done,
         added=found.added,
         added_to_val=imports.added_to_val(found),
+        variants_added=imports.variants_added(found),
         image_changes=imports.image_changes(found),
         unchanged=found.unchanged,
         rejected=found.rejected,
@@ -90,6 +92,10 @@ def add_import(
     scale_down: Annotated[
         bool, Form(description="Scale images over 40 megapixels down to them, instead of rejecting their rows")
     ] = False,
+    variants: Annotated[
+        list[Change] | None,
+        Form(description="Also add prompts under these variants of their policies, wherever gold values allow it"),
+    ] = None,
     mapping: Annotated[
         str | None, Form(description='What columns become, as JSON: `{"caption": "question"}`', max_length=100_000)
     ] = None,
@@ -110,6 +116,7 @@ def add_import(
         split=split,
         propose_val=propose_val,
         scale_down=scale_down,
+        variants=variants or (),
         mapping=None if mapping is None else parse_mapping(mapping),
         encoding=encoding or "",
     )

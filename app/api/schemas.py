@@ -474,7 +474,8 @@ class ImportOut(Out):
     """An import: `done` of `total` lines, and the rejected lines with their reasons.
 
     `added_to_val`: of the prompts added those in val; null without `propose_val`. `image_changes`: what was done to how
-    many images, such as `{"turned": 3}`.
+    many images, such as `{"turned": 3}`. `variants_added`: prompts added under variants of policies, beside those of
+    the rows; null without `variants`.
     """
 
     id: Id
@@ -486,6 +487,7 @@ class ImportOut(Out):
     done: int
     added: int
     added_to_val: int | None
+    variants_added: int | None
     image_changes: dict[str, int]
     unchanged: int
     rejected: int

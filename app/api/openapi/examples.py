@@ -274,6 +274,7 @@ SHAPE_EXAMPLES: dict[str, Any] = {
         "done": 3,
         "added": 2,
         "added_to_val": None,
+        "variants_added": None,
         "image_changes": {"turned": 3},
         "unchanged": 0,
         "rejected": 1,

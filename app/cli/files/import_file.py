@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -22,6 +22,7 @@ from app.services.kernel.rights import Right
 from app.services.projects.projects import get_project
 from app.services.prompts.val_split import LARGEST_SHARE, VAL_SHARE
 from app.settings import get_settings
+from illume.fields.variants import CHANGES, Change
 
 SHOWN_PROBLEMS = 20
 LOCAL_LIMIT = 1 << 40
@@ -61,6 +62,14 @@ def parse_mapping(_context: click.Context, _parameter: click.Parameter, value: t
     help="Scale images over 40 megapixels down to them; otherwise their rows are rejected.",
 )
 @click.option(
+    "--variant",
+    "variants",
+    type=click.Choice(CHANGES),
+    multiple=True,
+    help="Also add prompts under this change of their policy, wherever gold values say what is right then; can be "
+    "given several times.",
+)
+@click.option(
     "--map",
     "mapping",
     multiple=True,
@@ -82,6 +91,7 @@ def import_command(
     split: Split,
     val_share: float,
     scale_down: bool,
+    variants: tuple[Change, ...],
     mapping: dict[str, str],
     encoding: str | None,
 ) -> int:
@@ -101,6 +111,7 @@ def import_command(
             split=split,
             val_share=val_share,
             scale_down=scale_down,
+            variants=variants,
             mapping=mapping or None,
             encoding=encoding or "",
         )
@@ -116,6 +127,7 @@ def import_file(
     split: Split = Split.train,
     val_share: float = 0.0,
     scale_down: bool = False,
+    variants: Sequence[Change] = (),
     mapping: Mapping[str, str] | None = None,
     encoding: str = "",
 ) -> int:
@@ -137,6 +149,7 @@ def import_file(
             propose_val=val_share > 0,
             val_share=val_share or VAL_SHARE,
             scale_down=scale_down,
+            variants=variants,
             mapping=mapping,
             encoding=encoding,
             limit=LOCAL_LIMIT,
@@ -172,6 +185,9 @@ def import_file(
             raise Refused(f"The import failed: {found.error}")
         in_val = imports.added_to_val(found)
         of_them = "" if in_val is None else f", {in_val} of them to val"
+        variants_added = imports.variants_added(found)
+        if variants_added is not None:
+            of_them += f", {variants_added} more under variants of their policies"
         say(f"{found.added} added{of_them}, {found.unchanged} unchanged, {found.rejected} rejected.")
         return 1 if found.rejected else 0
 

@@ -22,6 +22,7 @@ from app.services.imports.files import ImportFile
 from app.services.imports.layouts import (
     ADDED_TO_VAL,
     IMAGE_CHANGES,
+    VARIANTS_ADDED,
     ImportPlan,
     Layout,
     find_missing,
@@ -43,6 +44,7 @@ from app.services.projects.projects import settings_of
 from app.services.prompts.prompts import PromptIn
 from app.services.prompts.val_split import VAL_SHARE
 from illume.fields.definitions import AnswerFields
+from illume.fields.variants import Change
 from illume.phrases import _
 
 MAX_FILE = 2 * 1024 * 1024 * 1024
@@ -65,6 +67,7 @@ def create_import(
     propose_val: bool = False,
     val_share: float = VAL_SHARE,
     scale_down: bool = False,
+    variants: Sequence[Change] = (),
     encoding: str = "",
     draft: bool = False,
     limit: int = MAX_FILE,
@@ -74,8 +77,9 @@ def create_import(
     `images_source` is a zip of the images that rows name; `mapping` says what columns become. `propose_val` puts rows
     that name no split into val for `val_share` of the images; a draft proposes that where no column is the split.
     `scale_down` scales images over 40 megapixels down to them. `encoding` is how a table of text is read; it is guessed
-    where it is empty. A file that brings verdicts of others, of Illume or of another tool, needs the role admin. Raises
-    `Invalid` if the file cannot be imported at all.
+    where it is empty. With `variants`, prompts whose gold values say what is right under these changes of their policy
+    are added under them too. That needs the role admin, as does a file that brings verdicts of others, of Illume or of
+    another tool. Raises `Invalid` if the file cannot be imported at all.
     """
     require(session, actor, project, Right.reviews)
     if propose_val and split is not Split.train:
@@ -90,7 +94,9 @@ def create_import(
         fields = answer_fields_of(settings_of(session, project))
         plan = plan_upload(upload, split=split, mapping=mapping, loose=draft, answer_fields=fields)
         proposed = propose_val or (draft and plan.lacks_split)
-        plan = replace(plan, propose_val=proposed, val_share=val_share, scale_down=scale_down)
+        plan = replace(plan, propose_val=proposed, val_share=val_share, scale_down=scale_down, variants=tuple(variants))
+        if variants:
+            _check_variants(session, actor, project, plan)
         if plan.layout.is_of_records:
             require(session, actor, project, Right.administers)
         key = get_store().put_file(Path(kept.name))
@@ -111,6 +117,17 @@ def create_import(
     if not draft:
         queue.send(session, queue.RUN_IMPORT, made.id)
     return made
+
+
+def _check_variants(session: Session, actor: Actor, project: Project, plan: ImportPlan) -> None:
+    """Raise `Forbidden` or `Invalid` where prompts cannot be added under variants of their policies."""
+    require(session, actor, project, Right.administers)
+    if not plan.answer_fields:
+        raise Invalid(
+            _("Answers in this project have no fields, so there are no right values to go by."), field="variants"
+        )
+    if plan.layout.is_of_records:
+        raise Invalid(_("variants: records come with all their prompts."), field="variants")
 
 
 def write_upload(source: IO[bytes], target: Any, limit: int) -> None:
@@ -313,6 +330,12 @@ def added_to_val(found: Import) -> int | None:
     """How many prompts an import has added to val; None where it was not asked to put any there."""
     placed = bool(found.plan) and ImportPlan.from_json(found.plan).places_by_image
     return int(found.plan.get(ADDED_TO_VAL, 0)) if placed else None
+
+
+def variants_added(found: Import) -> int | None:
+    """How many prompts an import has added under variants of policies; None where it was not asked to add any."""
+    asked = bool(found.plan) and bool(ImportPlan.from_json(found.plan).variants)
+    return int(found.plan.get(VARIANTS_ADDED, 0)) if asked else None
 
 
 def image_changes(found: Import) -> dict[str, int]:

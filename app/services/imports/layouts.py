@@ -25,6 +25,7 @@ from app.services.kernel.text_rules import MAX_DEPTH
 from app.services.prompts.prompts import PromptIn
 from app.services.prompts.val_split import VAL_SHARE
 from illume.fields.definitions import AnswerFields
+from illume.fields.variants import Change
 from illume.phrases import _
 
 LARGEST_EXACT = 2.0**53
@@ -130,6 +131,8 @@ NAME_PARTS = re.compile(r"[\W_]+")
 OWN_FIELDS = tuple(PromptIn.model_fields)
 ADDED_TO_VAL = "added_to_val"
 """The key beside a stored plan under which an import counts the prompts that it added to val."""
+VARIANTS_ADDED = "variants_added"
+"""The key beside a stored plan under which an import counts the prompts that it added under variants of policies."""
 IMAGE_CHANGES = "image_changes"
 """The key beside a stored plan under which an import counts what was done to images, by kind of change."""
 ORDERED: Mapping[Target, Callable[[Any, str], Any]] = {
@@ -148,7 +151,8 @@ class ImportPlan:
     `val_share` of the images get val instead of train. `strict`: a column without a target is an error, so that a
     misspelt field is not lost among the metadata. `scale_down`: images over 40 megapixels are scaled down to them
     instead of rejected. `encoding`: how a table of text is read; that of others is empty. `answer_fields` are the names
-    of the fields of the project's answers, and `rationale` the one that is the rationale.
+    of the fields of the project's answers, and `rationale` the one that is the rationale. `variants`: the changes of
+    their policies under which prompts are added as well.
     """
 
     layout: Layout = Layout.own
@@ -163,6 +167,7 @@ class ImportPlan:
     encoding: str = ""
     answer_fields: tuple[str, ...] = ()
     rationale: str = ""
+    variants: tuple[Change, ...] = ()
 
     @property
     def places_by_image(self) -> bool:
@@ -189,6 +194,7 @@ class ImportPlan:
             "encoding": self.encoding,
             "answer_fields": list(self.answer_fields),
             "rationale": self.rationale,
+            "variants": list(self.variants),
         }
 
     @classmethod

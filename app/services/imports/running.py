@@ -23,7 +23,7 @@ from app.errors import DomainError, Invalid
 from app.models import Import, ImportProblem, ImportState, Project, Role, Split, User
 from app.services.imports import records
 from app.services.imports.files import BrokenOff, Fetch, ImportFile
-from app.services.imports.layouts import ADDED_TO_VAL, IMAGE_CHANGES, ImportPlan
+from app.services.imports.layouts import ADDED_TO_VAL, IMAGE_CHANGES, VARIANTS_ADDED, ImportPlan
 from app.services.imports.reading import PARSE_THREADS, ParsedRow, open_file, read_batches, reject_leaks, scan
 from app.services.integrations import webhooks
 from app.services.kernel.actors import SYSTEM, Actor
@@ -32,7 +32,9 @@ from app.services.kernel.store import StoreAway
 from app.services.prompts import images
 from app.services.prompts.decoding import EncodedImage
 from app.services.prompts.prompts import AddResult, add_prompts
+from app.services.prompts.variants import multiply
 from app.settings import get_settings
+from illume.fields.variants import Change
 from illume.phrases import _, changed, followed_by, kept
 
 log = logging.getLogger(__name__)
@@ -207,7 +209,8 @@ def store_batch(claim: ImportClaim, file: ImportFile, batch: Sequence[ParsedRow]
         if len(batch) == 1:
             number = batch[0][0]
             log.info("row %s of import %s", number, claim.import_id, exc_info=error)
-            _store(claim, file, [(number, Invalid(why_not_stored(error)))], total=total, done=done)
+            refused = error if isinstance(error, DomainError) else Invalid(why_not_stored(error))
+            _store(claim, file, [(number, refused)], total=total, done=done)
             return
         for place, one in enumerate(batch, 1):
             store_batch(claim, file, [one], total=total, done=done - len(batch) + place)
@@ -236,10 +239,27 @@ def _store(claim: ImportClaim, file: ImportFile, batch: Sequence[ParsedRow], *, 
             results = add_prompts(session, actor, project, items)
             if claim.plan.places_by_image:
                 count_val(found, results)
+            if claim.plan.variants:
+                _add_variants(session, actor, project, found, claim.plan.variants, results)
         count_changes(found, file.pending.values())
         record_results(session, found, batch, results)
         found.total, found.done, found.tries = total, done, 1
         IMPORTS.renew(found)
+
+
+def _add_variants(
+    session: Session,
+    actor: Actor,
+    project: Project,
+    found: Import,
+    changes: Sequence[Change],
+    results: Sequence[AddResult],
+) -> None:
+    """Add the prompts of a batch under variants of their policies, and count them beside the plan of the import."""
+    ids = [one.prompt.id for one in results if one.prompt is not None]
+    made = multiply(session, actor, project, changes, prompt_ids=ids).created
+    if made:
+        found.plan = {**found.plan, VARIANTS_ADDED: found.plan.get(VARIANTS_ADDED, 0) + made}
 
 
 def record_results(session: Session, found: Import, batch: Sequence[ParsedRow], results: Sequence[AddResult]) -> None:

@@ -113,6 +113,7 @@ class ImportView:
     problems: tuple[ProblemRow, ...]
     more: int
     added_to_val: int | None
+    variants_added: int | None
     image_changes: tuple[tuple[str, int], ...]
 
 
@@ -281,6 +282,7 @@ def import_view(session: Session, slug: str, found: Import, *, problem: str = ""
         problems=tuple(problem_row(one) for one in problems),
         more=max(0, found.rejected - len(problems)),
         added_to_val=imports.added_to_val(found),
+        variants_added=imports.variants_added(found),
         image_changes=tuple(
             (IMAGE_CHANGE_WORDS[Change(name)], count) for name, count in imports.image_changes(found).items()
         ),

@@ -12,7 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import select
 
-from app.models import Candidate, PolicyVersion, Project, Prompt, Verdict
+from app.errors import Forbidden, Invalid
+from app.models import Candidate, PolicyVersion, Project, Prompt, Role, Verdict
+from app.services.imports import imports
+from app.services.kernel.actors import SYSTEM, Actor
 from app.services.projects import policies
 from tests import factories
 from tests.app.services.imports.importing import problems, prompts_of, run, stored_image, table
@@ -62,6 +65,33 @@ def test_rows_become_prompts_with_gold_values(committed_db: CommittedDatabase, p
     assert (first.references, first.question) == ([RATIONALE], "Does the picture comply with the policy?")
     assert (second.fields, second.references) == (None, [])
     assert first.policy_version_id == second.policy_version_id is not None
+
+
+def test_prompts_are_added_under_variants(committed_db: CommittedDatabase, project: Project) -> None:
+    data = table(*rows(stored_image(committed_db)))
+    found = run(committed_db, project, data, variants=("own_allowed", "others_allowed"))
+    assert (found.added, found.rejected, imports.variants_added(found)) == (2, 0, 2)
+    made = {str(one.extra.get("variant", "")): one for one in prompts_of(committed_db, project) if one.fields}
+    assert made["own_allowed"].fields == {"rating": "Safe", "category": "NA"}
+    assert made["others_allowed"].fields == {"rating": "Unsafe", "category": OTHER}
+    assert len({one.policy_version_id for one in made.values()}) == 3
+    again = run(committed_db, project, data, variants=("own_allowed", "own_strict"))
+    assert (again.added, again.unchanged, imports.variants_added(again)) == (0, 2, 1)
+    assert imports.variants_added(run(committed_db, project, data)) is None
+
+
+def test_variants_need_fields_and_an_admin(committed_db: CommittedDatabase, project: Project) -> None:
+    def add(actor: Actor, project: Project) -> None:
+        source = io.BytesIO(table({"images": ["a.png"], "question": "q"}))
+        imports.create_import(session, actor, project, filename="a.jsonl", source=source, variants=("own_allowed",))
+
+    with committed_db.sessions() as session:
+        with pytest.raises(Invalid, match="have no fields"):
+            add(SYSTEM, factories.make_project(session))
+        project = session.get_one(Project, project.id)
+        reviewer = factories.actor_of(factories.make_member(session, project, Role.reviewer))
+        with pytest.raises(Forbidden):
+            add(reviewer, project)
 
 
 def test_wrong_values_are_rejected_line_by_line(committed_db: CommittedDatabase, project: Project) -> None:
