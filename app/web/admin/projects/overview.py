@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import Forbidden
 from app.http.dependencies import SessionDep
-from app.models import ModelVersion, Project, Role, Round, RoundState, Worker
+from app.models import ModelVersion, Project, Role, Round, RoundState, SamplingFailure, Worker
 from app.services.acceptance import rules
 from app.services.candidates import pools
 from app.services.kernel import counters, workers
@@ -146,6 +146,7 @@ class LoopView:
     sentence: str
     step: tuple[str, str] | None
     lack: LackView | None
+    refused: tuple[str, ...]
     checklist: tuple[StepView, ...]
     machine: MachineAcceptsView | None
     notice: str
@@ -279,6 +280,7 @@ def loop_view(session: Session, actor: Actor, frame: Frame) -> LoopView:
         sentence=sentence,
         step=step,
         lack=lack_view(project.slug, supply, may_manage=frame.may_manage),
+        refused=refused_lines(session, project) if settings.answer_fields and supply.waiting else (),
         checklist=checklist_steps(actor, project.slug, checklist) if checklist else (),
         machine=machine_accepts_view(accepting.load_counts(session, actor, project)),
         notice=(
@@ -318,6 +320,19 @@ def running_round(running: Round) -> RunningRound:
         line=round_words(running),
         may_cancel=running.state != RoundState.cancelling,
     )
+
+
+def refused_lines(session: Session, project: Project) -> tuple[str, ...]:
+    """How many of the waiting prompts the active version cannot write structured answers for, by the kind of reason."""
+    found = pools.count_failures(session, project)
+    words = {
+        SamplingFailure.too_long: _("too long for it: %(count)s", count=number(found.get(SamplingFailure.too_long, 0))),
+        SamplingFailure.invalid: _(
+            "no valid answer written: %(count)s", count=number(found.get(SamplingFailure.invalid, 0))
+        ),
+        SamplingFailure.other: _("for other reasons: %(count)s", count=number(found.get(SamplingFailure.other, 0))),
+    }
+    return tuple(line for kind, line in words.items() if found.get(kind))
 
 
 def lack_view(slug: str, supply: Supply, *, may_manage: bool) -> LackView | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy.orm import Session
 
-from app.models import Project, User
+from app.models import CandidateSetState, Project, PromptState, SamplingFailure, User
 from app.services.projects import projects
 from app.services.rounds import base_checks
 from tests import factories
@@ -39,3 +39,18 @@ def test_without_a_version_it_is_the_model_of_the_settings(
     settings = projects.settings_of(session, project)
     check(session, admin, settings.base_model, pictures_first=True)
     assert SENTENCE in browser.get(BASE).text
+
+
+def test_it_counts_prompts_that_do_not_fit_the_model(browser: Browser, session: Session) -> None:
+    project, policy = factories.structured_project(session, slug="guarded")
+    page = "/admin/projects/guarded"
+    assert "data-refused" not in browser.get(page).text
+    for failure in (SamplingFailure.too_long, SamplingFailure.too_long, SamplingFailure.invalid):
+        prompt = factories.make_prompt(session, project, policy=policy, answer=None)
+        made = factories.make_candidate_set(session, project, prompt=prompt, state=CandidateSetState.failed)
+        made.error, made.failure = "1,310 tokens, this model reads 1,024", failure
+        prompt.state = PromptState.waiting
+    session.flush()
+    text = browser.get(page).text
+    assert "There are prompts that the active version cannot write for; the page of each says why." in text
+    assert "too long for it: 2 · no valid answer written: 1 <a" in text
