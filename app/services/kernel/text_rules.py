@@ -11,6 +11,8 @@ import orjson
 from pydantic import AfterValidator
 
 from app.errors import Invalid
+from illume.phrases import _
+from illume.validation import name_problem
 
 MAX_JSON_BYTES = 256 * 1024
 MAX_DEPTH = 32
@@ -26,7 +28,7 @@ def check_storable(value: Any) -> Any:
 
     Raises ValueError for NUL, lone surrogates, NaN and infinities, integers of over 64 bits, and deep nesting.
     """
-    for _, reason in find_unstorable(value):
+    for _path, reason in find_unstorable(value):
         raise ValueError(reason)
     return value
 
@@ -39,11 +41,11 @@ def find_unstorable(value: Any) -> Iterator[tuple[tuple[str, ...], str]]:
         if isinstance(part, str):
             reason = text_problem(part)
         elif isinstance(part, dict | list | tuple):
-            reason = "is nested too deeply" if len(path) >= MAX_DEPTH else ""
+            reason = _("is nested too deeply") if len(path) >= MAX_DEPTH else ""
             if not reason:
                 inner = list(part.items()) if isinstance(part, dict) else list(enumerate(part))
                 rest += [((*path, str(key)), one) for key, one in reversed(inner)]
-                rest += [(path, key) for key, _ in inner if isinstance(key, str) and text_problem(key)]
+                rest += [(path, key) for key, _value in inner if isinstance(key, str) and text_problem(key)]
         else:
             reason = number_problem(part)
         if reason:
@@ -54,24 +56,24 @@ def refuse_unstorable(value: Any) -> None:
     """Raise `Invalid` with the place of the first part of some JSON that cannot be stored."""
     for path, reason in find_unstorable(value):
         place = ".".join(path) or "body"
-        raise Invalid(f"{place}: {reason}.", field=place)
+        raise Invalid(name_problem(place, reason), field=place)
 
 
 def text_problem(text: str) -> str:
     """Why a text cannot be stored; empty where it can."""
     if "\x00" in text:
-        return "holds a NUL character"
+        return _("holds a NUL character")
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        return "holds half a surrogate pair"
+        return _("holds half a surrogate pair")
     return ""
 
 
 def number_problem(value: object) -> str:
     """Why a number cannot be stored; empty where it can, and for what is no number."""
     if isinstance(value, float) and not math.isfinite(value):
-        return "holds a number that is not finite"
+        return _("holds a number that is not finite")
     if isinstance(value, int) and not SMALLEST_INTEGER <= value <= LARGEST_INTEGER:
-        return "holds an integer of over 64 bits"
+        return _("holds an integer of over 64 bits")
     return ""
 
 
@@ -82,14 +84,16 @@ def check_time(value: datetime) -> datetime:
     except OverflowError:
         fits = False
     if not fits:
-        raise ValueError(f"must lie between {EARLIEST.date()} and {LATEST.date()}")
+        raise ValueError(
+            _("must lie between %(first)s and %(last)s", first=str(EARLIEST.date()), last=str(LATEST.date()))
+        )
     return value
 
 
 def check_json_size(value: dict[str, Any]) -> dict[str, Any]:
     """Return `value`, which can be stored. Raises ValueError for an object of over 256 kB as JSON."""
     if len(orjson.dumps(value)) > MAX_JSON_BYTES:
-        raise ValueError(f"has over {MAX_JSON_BYTES >> 10} kB as JSON")
+        raise ValueError(_("has over %(size)s kB as JSON", size=MAX_JSON_BYTES >> 10))
     return value
 
 

@@ -10,6 +10,7 @@ from app.errors import Invalid
 from app.services.imports.elsewhere import argilla, label_studio, potato
 from app.services.imports.elsewhere.tasks import Origin, Task, rows_of
 from app.services.imports.tables.rows import TableRow
+from illume.phrases import _
 
 HEAD = 64 * 1024
 WORDS = (b'"annotations"', b'"data"', b'"fields"')
@@ -57,7 +58,7 @@ def record_rows(
                 continue
             task = read_task(origin, row, row.values, labels)
             if task is None:
-                reason = f"This is no record or task of {NAMES[origin]}, as the first one is."
+                reason = _("This is no record or task of %(tool)s, as the first one is.", tool=NAMES[origin])
                 yield TableRow(row.number, Invalid(reason))
             else:
                 yield from rows_of(task, row.number, origin)

@@ -11,7 +11,7 @@ from typing import Any
 from app.errors import Invalid
 from app.services.imports.elsewhere.tasks import Judgement, Task, find_picks, fold, read_task
 from app.services.imports.tables.rows import TableRow
-from illume.phrases import _
+from illume.phrases import _, ngettext
 
 JUDGED = "judgements"
 """The field in which an item is given its judgements."""
@@ -41,7 +41,12 @@ def item_rows(
             yield TableRow(row.number, {"item": row.values, JUDGED: given})
     if by_item:
         n, example = sum(map(len, by_item.values())), next(iter(by_item))[:60]
-        reason = f"{n} judgements are on items that the data file does not have, such as '{example}'."
+        reason = ngettext(
+            "%(num)s judgement is on an item that the data file does not have: '%(example)s'.",
+            "%(num)s judgements are on items that the data file does not have, such as '%(example)s'.",
+            n,
+            example=example,
+        )
         yield TableRow(last + 1, Invalid(reason, field=JUDGED))
 
 

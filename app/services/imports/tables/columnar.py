@@ -65,7 +65,7 @@ def parquet_rows(
 
 def why(error: Exception) -> str:
     """What a reader of Parquet says is wrong."""
-    return str(error).splitlines()[0][:200] if str(error) else "it is broken"
+    return str(error).splitlines()[0][:200] if str(error) else _("it is broken")
 
 
 def batch_rows(batch: Any) -> list[dict[str, Any] | Invalid]:

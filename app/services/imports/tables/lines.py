@@ -102,7 +102,7 @@ def parse_document(data: bytes) -> Any:
         except UnicodeDecodeError as wrong:
             raise Invalid(_("The file is not UTF-8: save it as UTF-8."), field="file") from wrong
         except (ValueError, RecursionError):
-            reason = f"The file is not valid JSON: {error.msg} (line {error.lineno})."
+            reason = _("The file is not valid JSON: %(problem)s (line %(line)s).", problem=error.msg, line=error.lineno)
             raise Invalid(reason, field="file") from error
 
 

@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from app.errors import Invalid
 from app.services.kernel.text_rules import MAX_DEPTH, text_problem
+from illume.phrases import _
 
 MAX_LINE = 4 * 1024 * 1024
 MAX_ROWS = 20_000_000
@@ -39,9 +40,15 @@ def check_column(name: str) -> None:
 def column_problem(name: str) -> str:
     """What is wrong with the name of a column; empty where nothing is."""
     if len(name) > MAX_COLUMN_NAME:
-        return f"The name of the column '{name[:60]}…' has over {MAX_COLUMN_NAME} characters."
+        return _(
+            "The name of the column '%(name)s' has over %(most)s characters.",
+            name=f"{name[:60]}…",
+            most=MAX_COLUMN_NAME,
+        )
     reason = text_problem(name)
-    return f"The name of the column '{name[:60].replace(chr(0), '?')}' {reason}." if reason else ""
+    if not reason:
+        return ""
+    return _("The name of the column '%(name)s' %(reason)s.", name=name[:60].replace("\0", "?"), reason=reason)
 
 
 def is_missing(value: Any) -> bool:

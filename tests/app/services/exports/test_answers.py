@@ -13,12 +13,13 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app.errors import Invalid
-from app.models import CandidateSetState, PolicyVersion, Project, Prompt, VerdictKind
+from app.models import CandidateSetState, Image, PolicyVersion, Project, Prompt, VerdictKind
 from app.services.exports import plan as export_plan
 from app.services.exports.parquet import line_features, write_parquet
 from app.services.exports.plan import ExportPlan, ExportRequest
 from app.services.exports.shapes import Format
 from app.services.kernel.actors import SYSTEM
+from app.services.prompts.decoding import decode
 from tests import factories
 from tests.app.services.imports.importing import problems, prompts_of, run
 from tests.conftest import CommittedDatabase
@@ -48,12 +49,19 @@ def judge(
     session.flush()
 
 
+def picture(session: Session) -> Image:
+    """An image as uploads are stored: written anew, it has the same hash."""
+    return factories.make_image(session, decode(factories.image_bytes()).data)
+
+
 def make_project(session: Session) -> tuple[Project, PolicyVersion]:
     """A project with a prompt in the short form, one in parts, and one about which critics do not agree."""
     project, policy = factories.structured_project(session)
-    first = factories.make_prompt(session, project, policy=policy, answer=None, question="Is it safe?")
+    first = factories.make_prompt(
+        session, project, images=[picture(session)], policy=policy, answer=None, question="Is it safe?"
+    )
     judge(session, first, SAID, picks=(0, 1), own="nobody holds it")
-    images = [factories.make_image(session) for _ in range(2)]
+    images = [picture(session), picture(session)]
     parts = [
         {"type": "text", "text": "In the first:"},
         {"type": "image", "sha256": images[0].sha256},
@@ -63,7 +71,7 @@ def make_project(session: Session) -> tuple[Project, PolicyVersion]:
         session, project, images=images, parts=parts, question="In the first:", policy=policy, answer=None
     )
     judge(session, second, SAID)
-    third = factories.make_prompt(session, project, policy=policy, answer=None)
+    third = factories.make_prompt(session, project, images=[picture(session)], policy=policy, answer=None)
     judge(session, third, SAID, {"rating": "Safe", "category": OTHER})
     return project, policy
 

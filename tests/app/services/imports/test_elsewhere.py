@@ -284,7 +284,7 @@ class TestPotato:
                 "item 1, bob: 'better' has no place. item 1, eve: it picks nothing, and has no place.",
             ),
             (2, "judgements", "item 2, ann: 'stars' has no place. item 2, bob: spans have no place."),
-            (4, "judgements", "1 judgements are on items that the data file does not have, such as '9'."),
+            (4, "judgements", "1 judgement is on an item that the data file does not have: '9'."),
         ]
         assert [one for _, one in said(committed_db, project)] == [
             ("picked", ("So.",)),

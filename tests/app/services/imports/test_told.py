@@ -10,8 +10,11 @@ from app import languages
 from app.errors import DomainError, Invalid
 from app.services.imports.files import about
 from app.services.imports.layouts import find_missing, make_plan
+from app.services.imports.tables.lines import parse_document
+from app.services.imports.tables.rows import check_column
 from app.services.imports.tables.table import TableKind
 from app.services.kernel.isolated import Unreadable
+from app.services.kernel.text_rules import refuse_unstorable
 from app.services.prompts.decoding import decode
 from app.services.prompts.prompts import parse_prompt
 from illume.phrases import Phrase, _
@@ -56,6 +59,21 @@ def broken() -> None:
             lambda: columns("image"),
             "Choose the column with the question, or enter a question for rows without one.",
             "Wählen Sie die Spalte mit der Frage",
+        ),
+        (
+            lambda: check_column("a\0"),
+            "The name of the column 'a?' holds a NUL character.",
+            "Der Name der Spalte „a?“ enthält ein NUL-Zeichen.",
+        ),
+        (
+            lambda: parse_document(b"[1, 2"),
+            "The file is not valid JSON: unexpected end of data (line 1).",
+            "Die Datei ist kein gültiges JSON",
+        ),
+        (
+            lambda: refuse_unstorable({"a": [1 << 70]}),
+            "a.0: holds an integer of over 64 bits.",
+            "a.0: enthält eine ganze Zahl von mehr als 64 Bit.",
         ),
         (
             lambda: parse_prompt({"parts": [{"type": "text", "text": "Why?"}]}),
