@@ -10,7 +10,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from sqlalchemy.orm import Session
+from sqlalchemy import select
+from sqlalchemy.orm import Session, selectinload
 
 from app.errors import Invalid
 from app.models import CandidateSetState, Image, PolicyVersion, Project, Prompt, VerdictKind
@@ -122,7 +123,8 @@ def test_rows_come_back_as_prompts_with_gold_values(committed_db: CommittedDatab
     found = run(committed_db, other, data, f"answers.{kind}", draft=False)
     assert [one.reason for one in problems(committed_db, found)] == []
     with committed_db.sessions() as session:
-        before = {str(one.id): (one, [image.sha256 for image in one.images]) for one in session.query(Prompt)}
+        every = session.scalars(select(Prompt).options(selectinload(Prompt.images))).all()
+        before = {str(one.id): (one, [image.sha256 for image in one.images]) for one in every}
         rows = lines(planned(session, project))
         made = prompts_of(committed_db, other)
         assert len(made) == len(rows) == 5
