@@ -12,7 +12,15 @@ from tests import factories
 from tests.model_server import MODEL, ModelServer
 
 FOUND = Capabilities(
-    n=True, seeds=True, logprobs="before", pictures=2, order="kept", json_schema=True, adapters=True, root=MODEL
+    n=True,
+    seeds=True,
+    logprobs="before",
+    pictures=2,
+    order="kept",
+    json_schema=True,
+    adapters=True,
+    overrides=True,
+    root=MODEL,
 )
 
 

@@ -31,6 +31,8 @@ class Behaviour:
     pictures: int = 2
     pictures_first: bool = False
     json_schema: bool = True
+    extra_fields: bool = True  # such as top_k
+    top_k: int = 0  # of the model's generation_config.json: 1 takes the likeliest token unless a request says otherwise
     swaps: bool = True
     resolves: Path | None = None  # vLLM's file-system resolver looks for adapters in this folder
     key: str = ""
@@ -202,6 +204,7 @@ class Handler(BaseHTTPRequestHandler):
             *({"n"} if not now.n else ()),
             *({"response_format"} if not now.json_schema else ()),
             *({"logprobs"} if now.logprobs == "none" else ()),
+            *({"top_k", "min_p", "repetition_penalty"} if not now.extra_fields else ()),
         } & body.keys()
         pictures = [part for part in body["messages"][0]["content"] if part["type"] == "image_url"]
         if now.resolves and (now.resolves / model / "adapter_config.json").exists():
@@ -224,11 +227,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def _choice(self, body: dict[str, Any], number: int) -> dict[str, Any]:
         now, temperature = self.behaviour, body["temperature"]
+        greedy = temperature == 0 or body.get("top_k", now.top_k) == 1
         read = texts_of(body["messages"], pictures_first=now.pictures_first)
         seed: object = body.get("seed", 0) + number
         if not now.seeds or "seed" not in body:
             seed = time.monotonic_ns()
-        text = draw(body["model"], read, temperature, seed if temperature else 0)
+        text = draw(body["model"], read, temperature, 0 if greedy else seed)
         if now.says is not None:
             text = now.says
         form = body.get("response_format")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
@@ -17,8 +18,9 @@ class Capabilities:
     `n`: it writes several texts for one request. `varies`: at a high temperature it writes more than one text, which
     servers that always take the likeliest token do not. `seeds`: the same seed gives the same text. `logprobs`: log-
     probabilities of before the temperature, or after it. `pictures`: how many of two it took. `order`: where it reads
-    them. `thinking`: whether the model thinks first, and whether a request can switch that off. `root` is what the
-    server says it loaded, `max_tokens` the length of its context.
+    them. `thinking`: whether the model thinks first, and whether a request can switch that off. `overrides`: a request
+    may say how to sample by fields that are not OpenAI's (`PLAIN`). `root` is what the server says it loaded,
+    `max_tokens` the length of its context.
     """
 
     n: bool = False
@@ -30,6 +32,7 @@ class Capabilities:
     json_schema: bool = False
     adapters: bool = False
     thinking: Thinking = "none"
+    overrides: bool = False
     root: str | None = None
     max_tokens: int | None = None
 
@@ -42,6 +45,14 @@ class Capabilities:
         """Read what `as_json` wrote, of this release or another."""
         return cls(**{name: value for name, value in data.items() if name in cls.__dataclass_fields__})
 
+    @property
+    def sampling_fields(self) -> Mapping[str, float]:
+        """The fields of each request that keep the server's own defaults out of it."""
+        return PLAIN if self.overrides else {}
 
+
+PLAIN: Mapping[str, float] = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+"""Sampling from all that the model holds possible. vLLM takes what a request leaves open from the model's
+`generation_config.json`, which for some models cuts off all tokens but the likeliest."""
 SWITCHED_OFF = {"enable_thinking": False}
 """The argument for the chat templates of models that think first."""

@@ -10,7 +10,7 @@ from typing import Any
 import PIL.Image
 
 from illume.engines.adapters import Listed, list_if_possible, loads_adapters
-from illume.engines.capabilities import SWITCHED_OFF, Capabilities, Logprobs, Order
+from illume.engines.capabilities import PLAIN, SWITCHED_OFF, Capabilities, Logprobs, Order
 from illume.engines.client import Client
 from illume.engines.completions import PATH, SECONDS, Answer, complete, request_body
 from illume.engines.errors import EngineRefused, KeyRefused, ModelMissing
@@ -46,8 +46,10 @@ async def probe(client: Client, model: str) -> Capabilities:
     found = _describe(listed.get(model))
     if first.choices[0].thought:
         found = replace(found, thinking="off" if await _stops_thinking(client, model) else "always")
-    logprobs = await _logprobs(client, model)
-    varies, seeds = await _varies_and_keeps_seeds(client, model)
+    found = replace(found, overrides=await _try(client, model, ONE, **PLAIN) is not None)
+    fields = {**found.sampling_fields, "top_p": 1.0}
+    logprobs = await _logprobs(client, model, fields)
+    varies, seeds = await _varies_and_keeps_seeds(client, model, fields)
     pictures, order = await _pictures(client, model, logprobs)
     return replace(
         found,
@@ -90,10 +92,10 @@ async def _writes_several(client: Client, model: str) -> bool:
     return found is not None and len(found.choices) == 2
 
 
-async def _varies_and_keeps_seeds(client: Client, model: str) -> tuple[bool, bool]:
+async def _varies_and_keeps_seeds(client: Client, model: str, fields: Mapping[str, float]) -> tuple[bool, bool]:
     """Whether there is more than one text at a high temperature, and whether one seed gives one of them."""
     asked = [
-        await _try(client, model, ONE, temperature=2.0, max_tokens=16, **more)
+        await _try(client, model, ONE, temperature=2.0, max_tokens=16, **fields, **more)
         for more in ({"seed": 1}, {"seed": 1}, {"seed": 2}, {"seed": 3}, {}, {})
     ]
     texts = [None if found is None else found.choices[0].text for found in asked]
@@ -106,17 +108,17 @@ async def _stops_thinking(client: Client, model: str) -> bool:
     return found is not None and not found.choices[0].thought
 
 
-async def _logprobs(client: Client, model: str) -> Logprobs:
+async def _logprobs(client: Client, model: str, fields: Mapping[str, float]) -> Logprobs:
     """Whether the likeliest token has the same log-probability at any temperature: then it is from before that."""
-    values = [await _top_logprob(client, model, temperature) for temperature in (1.0, 4.0)]
+    values = [await _top_logprob(client, model, temperature, fields) for temperature in (1.0, 4.0)]
     if values[0] is None or values[1] is None:
         return "none" if (await _greedy_logprobs(client, model, ONE)) is None else "after"
     return "before" if abs(values[0] - values[1]) < TOLERANCE else "after"
 
 
-async def _top_logprob(client: Client, model: str, temperature: float) -> float | None:
+async def _top_logprob(client: Client, model: str, temperature: float, fields: Mapping[str, float]) -> float | None:
     """The log-probability of the likeliest first token."""
-    body = _body(model, ONE, temperature=temperature, max_tokens=1, logprobs=True, top_logprobs=1)
+    body = _body(model, ONE, temperature=temperature, max_tokens=1, logprobs=True, top_logprobs=1, **fields)
     try:
         data = await client.post(PATH, body, seconds=SECONDS)
     except (KeyRefused, ModelMissing):

@@ -150,7 +150,7 @@ async def _draw_run(
     async def ask(samples: Sequence[Sample]) -> list[Drawn]:
         seed = samples[0].seed % SEEDS if server.capabilities.seeds else None
         more: dict[str, Any] = {"seed": seed, "n": len(samples) if len(samples) > 1 else None}
-        if settings.top_p < 1 and samples[0].temperature > 0:
+        if samples[0].temperature > 0:  # also where it is 1: the server may have another default
             more["top_p"] = settings.top_p
         if settings.answer_fields is not None and server.capabilities.json_schema:
             schema = answer_schema(settings.answer_fields, example.policy)
@@ -176,6 +176,7 @@ async def _complete(
     **more: Any,
 ) -> Sequence[Choice]:
     found = server.capabilities
+    more |= found.sampling_fields
     unchanged = temperature == 1 and settings.top_p == 1
     if found.logprobs == "before" or (found.logprobs == "after" and unchanged):
         more["logprobs"] = True

@@ -21,6 +21,7 @@ ALL = Capabilities(
     order="kept",
     json_schema=True,
     adapters=True,
+    overrides=True,
     root=MODEL,
     max_tokens=4096,
 )
@@ -45,6 +46,9 @@ def test_all_that_vllm_can_do(server: ModelServer) -> None:
         ({"pictures_first": True}, {"order": "pictures_first"}),
         ({"pictures_first": True, "logprobs": "none"}, {"order": "unknown", "logprobs": "none"}),
         ({"json_schema": False}, {"json_schema": False}),
+        ({"extra_fields": False}, {"overrides": False, "varies": True}),
+        ({"top_k": 1}, {"overrides": True, "varies": True, "seeds": True}),
+        ({"top_k": 1, "extra_fields": False}, {"overrides": False, "varies": False}),
         ({"swaps": False}, {"adapters": False}),
         ({"says": "It is red."}, {"varies": False, "seeds": False}),
         ({"cannot_list": True}, {"n": True, "root": None}),

@@ -95,6 +95,15 @@ class TestSampleSets:
         assert len({body["seed"] for body in server.asked}) == len(server.asked) == 5
         assert {one.seed for one in made[0]} == {body["seed"] for body in server.asked}
 
+    @pytest.mark.parametrize(("overrides", "count"), [(True, 5), (False, 3)])
+    def test_defaults_of_the_model_are_overridden_where_the_server_lets_them(
+        self, server: ModelServer, examples: list[Example], overrides: bool, count: int
+    ) -> None:
+        server.behaviour.top_k, server.behaviour.extra_fields = 1, overrides
+        made, _ = sample(server, examples[:1], replace(SETTINGS, top_p=1.0), replace(ALL, overrides=overrides))
+        assert len(made[0]) == count  # else one text for each temperature
+        assert all(("top_p" in body) == (body["temperature"] > 0) for body in server.asked)
+
     def test_what_the_server_does_not_say_is_unknown(self, server: ModelServer, examples: list[Example]) -> None:
         server.behaviour.logprobs, server.behaviour.seeds = "none", False
         made, _ = sample(server, examples[:1], capabilities=replace(ALL, logprobs="none", seeds=False))
