@@ -30,6 +30,8 @@ PAUSE = 1.0
 LONGEST_WAIT = 60.0
 """Seconds that a server may ask to wait, at most; beyond it the request fails as if the server were away."""
 BUSY = (408, 425, 429, 502, 503, 504)
+DIED = re.compile(r"\bEngineCore\b|engine process|engine is dead", re.IGNORECASE)
+"""What vLLM says by 500, before it stops, of the requests that were in flight when its engine died."""
 TOO_LONG = re.compile(r"context (length|size|window)|too long", re.IGNORECASE)
 """How servers say that a prompt does not fit: vLLM and others in OpenAI's words, llama.cpp in its own."""
 SHOWN = 300
@@ -114,7 +116,7 @@ class Client:
                 if number == TRIES:
                     raise
             else:
-                if reply.status not in BUSY:
+                if not _is_busy(reply):
                     self._places.answered()
                     _raise_for_status(reply, path)
                     return reply
@@ -126,6 +128,10 @@ class Client:
                     )
             await asyncio.sleep(wait)
         raise AssertionError
+
+
+def _is_busy(reply: Reply) -> bool:
+    return reply.status in BUSY or (reply.status == 500 and DIED.search(message_of(reply)) is not None)
 
 
 def _raise_for_status(reply: Reply, path: str) -> None:

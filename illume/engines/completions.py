@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from illume.engines.client import Client
-from illume.engines.errors import EngineError, WrongModel
+from illume.engines.errors import EngineAway, EngineError, WrongModel
 from illume.phrases import _
 
 PATH = "/v1/chat/completions"
@@ -16,6 +16,8 @@ SECONDS = 60.0
 """How long an answer may take beside its tokens: the server may have others to answer first."""
 SECONDS_PER_TOKEN = 0.5
 THOUGHT = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
+BROKEN_OFF = ("abort", "error")
+"""How vLLM and SGLang finish a text that they did not write to its end, as when they are stopped meanwhile."""
 OPENED, CLOSED = re.compile(r"<think(?:ing)?>"), re.compile(r"</think(?:ing)?>")
 
 
@@ -43,7 +45,10 @@ class Answer:
 
 
 async def complete(client: Client, body: Mapping[str, Any]) -> Answer:
-    """Ask for a chat completion. Raises EngineError, and WrongModel where another model answered than was asked."""
+    """Ask for a chat completion. Raises EngineError, and WrongModel where another model answered than was asked.
+
+    Raises EngineAway for a text that the server broke off.
+    """
     seconds = SECONDS + SECONDS_PER_TOKEN * int(body["max_tokens"])
     return read_answer(await client.post(PATH, body, seconds=seconds), str(body["model"]))
 
@@ -57,7 +62,7 @@ def request_body(
 
 
 def read_answer(data: Any, asked: str) -> Answer:
-    """Read a chat completion. Raises EngineError for another shape, and WrongModel."""
+    """Read a chat completion. Raises EngineError for another shape, EngineAway for one broken off, and WrongModel."""
     if not isinstance(data, dict) or not isinstance(data.get("choices"), list) or not data["choices"]:
         raise EngineError(_("the server's answer is no chat completion: it has no choices"))
     model = str(data.get("model") or "")
@@ -69,6 +74,8 @@ def read_answer(data: Any, asked: str) -> Answer:
                 asked=asked,
             )
         )
+    if any(one.get("finish_reason") in BROKEN_OFF for one in data["choices"]):
+        raise EngineAway(_("the server broke off its answer: it is probably being stopped"))
     ordered = sorted(data["choices"], key=lambda one: one.get("index") or 0)
     usage = data.get("usage")
     total = usage.get("completion_tokens") if isinstance(usage, dict) and len(ordered) == 1 else None

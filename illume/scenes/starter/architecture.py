@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
@@ -151,4 +152,20 @@ def save_starter(model: LlavaForConditionalGeneration, processor: LlavaProcessor
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.to(torch.float16) for name, value in model.state_dict().items() if name != "lm_head.weight"}
     model.save_pretrained(folder, state_dict=state)
+    name_for_servers(folder / "model.safetensors")
     processor.save_pretrained(folder)
+
+
+def name_for_servers(file: Path) -> None:
+    """Names the weights of the vision tower as older models have them.
+
+    Transformers loads both names, and vLLM only these.
+    """
+    new, old = "vision_tower.", "vision_tower.vision_model."
+    weights = load_file(file)
+    renamed = {
+        name if name.startswith(old) or not name.startswith(new) else old + name.removeprefix(new): value.clone()
+        for name, value in weights.items()
+    }
+    if renamed.keys() != weights.keys():
+        save_file(renamed, file, metadata={"format": "pt"})

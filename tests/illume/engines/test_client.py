@@ -67,6 +67,16 @@ def test_gives_up_after_some_tries(server: ModelServer) -> None:
     assert len(server.asked) == TRIES
 
 
+def test_a_server_whose_engine_died_is_away(server: ModelServer) -> None:
+    died = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+    server.behaviour.refusals = [(500, {}, died)] * 9
+    with pytest.raises(EngineAway, match="answered 500: EngineCore encountered an issue"):
+        ask(server)
+    server.behaviour.refusals = [(500, {}, "list index out of range")]
+    with pytest.raises(EngineRefused, match="the server failed"):
+        ask(server)
+
+
 def test_a_server_that_is_not_there(server: ModelServer) -> None:
     server.url = "http://127.0.0.1:9"
     with pytest.raises(EngineAway, match="cannot be reached"):

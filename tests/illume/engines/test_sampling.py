@@ -192,6 +192,11 @@ class TestSampleSets:
         with pytest.raises(kind):
             sample(server, examples, model=model)
 
+    def test_a_text_that_the_server_broke_off_is_not_kept(self, server: ModelServer, examples: list[Example]) -> None:
+        server.behaviour.finish = "abort"  # as vLLM says of what was in flight when it was stopped
+        with pytest.raises(EngineAway, match="broke off its answer"):
+            sample(server, examples)
+
     @pytest.mark.parametrize(
         ("behaviour", "reason"),
         [({"thinks": "cut"}, "thought until its 48 tokens were used up"), ({"says": ""}, "all answers were empty")],

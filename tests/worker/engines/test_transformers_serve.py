@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
-import socket
-import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -25,7 +20,7 @@ from app.services.kernel.actors import SYSTEM
 from app.services.projects.base_models import starter_model
 from app.services.projects.projects import settings_of
 from app.services.rounds import hand_over, rounds, versions
-from tests.engines import make_engine
+from tests.engines import make_engine, serving
 from tests.worker import loop
 from worker.engines.filling import fill_from_engine
 from worker.model_cache import ModelCache
@@ -53,26 +48,10 @@ def url(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     """A running `transformers serve` with that model."""
     monkeypatch.setenv("ILLUME_ENGINE_ADDRESSES", "127.0.0.1")
     forget_settings()
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
     program = Path(sys.executable).with_name("transformers")
-    command = [str(program), "serve", str(folder), "--host", "127.0.0.1", "--port", str(port)]
-    with (tmp_path / "serve.log").open("wb") as log:
-        child = subprocess.Popen([*command, "--device", "cpu"], stdout=log, stderr=log, env={**os.environ})
-
-        def is_up() -> bool:
-            assert child.poll() is None, (tmp_path / "serve.log").read_text()
-            try:
-                return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status == 200
-            except OSError:
-                return False
-
-        try:
-            loop.wait_until(is_up, seconds=180)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            child.terminate()
-            child.wait(30)
+    command = [str(program), "serve", str(folder), "--device", "cpu"]
+    with serving(command, tmp_path / "serve.log", seconds=180) as address:
+        yield address
 
 
 def test_the_whole_walk(process: WorkerProcess, models: ModelCache, folder: Path, url: str) -> None:
