@@ -1,4 +1,4 @@
-"""A model server in this process that answers in the shapes of vLLM's documented interface, and errs when told to.
+"""A model server in this process that answers in vLLM's shapes (0.32), and errs when told to.
 
 Its texts depend on all that a model would read: the name, the messages, the temperature and the seed.
 """
@@ -42,6 +42,7 @@ class Behaviour:
     thinks: str = ""  # "content": in tags; "field": in a field of its own; "cut": and never ends
     thinking_can_stop: bool = False
     says: str | None = None  # every text
+    structured: str | None = None  # every text by a schema
     seconds: float = 0.0  # before it answers
     refusals: list[tuple[int, dict[str, str], str]] = field(default_factory=list)  # of the next requests for texts
     cuts: int = 0  # connections that it closes without an answer
@@ -152,7 +153,9 @@ class Handler(BaseHTTPRequestHandler):
             status, message = self.behaviour.load_error
             self._send(status, error(message, status))
         elif name in self.server_of.adapters:
-            self._send(400, error(f"The lora adapter '{name}' has already been loaded.", 400, "InvalidUserInput"))
+            again = "If you want to load the adapter in place, set 'load_inplace' to True."
+            loaded = f"The lora adapter '{name}' has already been loaded. {again}"
+            self._send(400, error(loaded, 400, "InvalidUserInput"))
         elif not (Path(path) / "adapter_config.json").exists():
             message = f"Loading lora {name} failed: No adapter found for {path}"
             self._send(404, error(message, 404, "NotFoundError"))
@@ -210,11 +213,14 @@ class Handler(BaseHTTPRequestHandler):
         if now.resolves and (now.resolves / model / "adapter_config.json").exists():
             self.server_of.adapters.setdefault(model, str(now.resolves / model))
         if model != MODEL and model not in self.server_of.adapters:
-            self._send(404, error(f"The model `{model}` does not exist.", 404, "NotFoundError"))
+            self._send(404, error(f"The model `{model}` does not exist. Valid aliases: {MODEL}.", 404, "NotFoundError"))
         elif unknown:
             self._send(422, {"detail": f"Unsupported fields in the request: {unknown}"})
         elif len(pictures) > now.pictures:
             self._send(400, error(f"At most {now.pictures} image(s) may be provided in one prompt.", 400))
+        elif body["temperature"] > 2:
+            hot = f"temperature must be in [0, 2], got {body['temperature']}."
+            self._send(400, error(f"{hot} (parameter=temperature, value={body['temperature']})", 400))
         elif body["temperature"] == 0 and body.get("n", 1) > 1:
             self._send(400, error("n must be 1 when using greedy sampling, got 2.", 400))
         else:
@@ -239,6 +245,7 @@ class Handler(BaseHTTPRequestHandler):
         if form:
             properties = form["json_schema"]["schema"]["properties"]
             text = json.dumps({name: (one.get("enum") or [text])[0] for name, one in properties.items()})
+            text = text if now.structured is None else now.structured
         message: dict[str, Any] = {"role": "assistant", "content": text}
         finish = now.finish
         stopped = now.thinking_can_stop and not body.get("chat_template_kwargs", {}).get("enable_thinking", True)

@@ -41,7 +41,11 @@ def test_a_folder_that_the_server_does_not_see(server: ModelServer) -> None:
 
 
 def test_a_rank_that_is_too_high(server: ModelServer, folder: str) -> None:
-    server.behaviour.load_error = (400, "LoRA rank 64 is greater than max_lora_rank 16.")
+    server.behaviour.load_error = (
+        500,
+        "Call to add_lora method failed: Worker failed with error 'LoRA rank 64 is greater than max_lora_rank 16.',"
+        " please check the stack trace above for the root cause",
+    )
     with pytest.raises(EngineRefused, match="rank 64 is greater"):
         with_client(server, lambda client: load(client, "one", folder))
 

@@ -81,3 +81,17 @@ def test_a_wrong_key(server: ModelServer) -> None:
 
 def test_is_kept_as_json() -> None:
     assert Capabilities.from_json({**ALL.as_json(), "of a later release": 1}) == ALL
+
+
+@pytest.mark.parametrize(
+    ("written", "follows"),
+    [
+        ('{\r\t"colour": \n\n\r\r', True),
+        ('{"colour": "vermilion-7"}', True),
+        ("{", False),
+        ('{"colour": "red"}', False),
+    ],
+)
+def test_a_schema_is_followed_though_spaces_use_up_the_tokens(server: ModelServer, written: str, follows: bool) -> None:
+    server.behaviour.structured = written
+    assert found_of(server).json_schema is follows

@@ -138,7 +138,7 @@ def test_done_twice_it_is_done_once(worker: WorkerProcess, server: ModelServer, 
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [
-        ({"load_error": (400, "LoRA rank 64 is greater than max_lora_rank 16.")}, "rank 64 is greater"),
+        ({"load_error": (500, "LoRA rank 64 is greater than max_lora_rank 16.")}, "rank 64 is greater"),
         ({"key": "other"}, "refuses the key"),
         ({"swaps": False, "cannot_list": True}, "loads no adapters while it runs"),
         (
