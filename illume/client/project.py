@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
@@ -12,14 +12,14 @@ from illume.client import tables
 from illume.client.connection import Connection, Pages
 from illume.client.errors import RoundFailed, Unreachable
 from illume.client.prompts import NewPrompt, Picture, add_all
-from illume.client.shapes import Added, Candidate, Claim, Project, Prompt, Round, Verdict, Version, id_of, read
+from illume.client.shapes import Added, Candidate, Claim, Policy, Project, Prompt, Round, Verdict, Version, id_of, read
 
 if TYPE_CHECKING:
     import datasets
     import pandas
     import polars
 
-Format = Literal["records", "sft", "preference", "kto", "sharegpt"]
+Format = Literal["records", "sft", "preference", "kto", "sharegpt", "fields"]
 Kind = Literal["picked", "none_fit", "skipped", "flagged"]
 Split = Literal["train", "val", "test"]
 POLL_SECONDS = 2.0
@@ -36,6 +36,8 @@ class PromptFields(TypedDict, total=False):
     priority: int
     candidates: Sequence[str] | None
     parts: Sequence[str | Picture]
+    policy: str | None
+    fields: Mapping[str, str | None] | None
 
 
 class VerdictFields(TypedDict, total=False):
@@ -48,10 +50,14 @@ class VerdictFields(TypedDict, total=False):
     comment: str | None
     seconds: float | None
     exhaustive: bool
+    fields: Mapping[str, str | None]
 
 
 class DatasetFilters(TypedDict, total=False):
-    """Which rows a data set has. `images='path'` leaves the pictures' bytes out."""
+    """Which rows a data set has. `images='path'` leaves the pictures' bytes out.
+
+    `machine`, of the format sft: also what only a machine critic accepted.
+    """
 
     aggregation: Literal["any", "majority", "all", "each"]
     task: Literal["sft", "preference", "kto"]
@@ -62,6 +68,7 @@ class DatasetFilters(TypedDict, total=False):
     split: Split
     snapshot: str
     images: Literal["embedded", "path"]
+    machine: bool
 
 
 class ProjectClient:
@@ -103,6 +110,18 @@ class ProjectClient:
         added.raise_for_errors()
         return added.prompts[0]
 
+    def policies(self) -> Pages[Policy]:
+        """The versions of the project's policies, oldest first."""
+        return self._pages("policies", Policy)
+
+    def add_policy(self, name: str, categories: Sequence[Mapping[str, Any]], *, preamble: str = "") -> Policy:
+        """Add a policy, or under the name of one its next version. The same again adds nothing.
+
+        A category has a `name`, a `status` (default, allowed or strict), and `texts` with what each status says.
+        """
+        body = {"name": name, "preamble": preamble, "categories": [dict(one) for one in categories]}
+        return read(Policy, self._connection.ask("POST", f"projects/{self.slug}/policies", json=body))
+
     def prompts(
         self,
         *,
@@ -121,6 +140,14 @@ class ProjectClient:
         """
         answer = self._connection.ask("POST", f"projects/{self.slug}/assignments")
         return None if answer is None else read(Claim, answer)
+
+    def rate(self, claim: Claim | str, fields: Mapping[str, str | None]) -> Claim:
+        """Say what holds of the pictures, where answers have fields. Returns the claim with its candidates.
+
+        You say so once: what you think better of afterwards goes into the verdict, as `judge(..., fields=...)`.
+        """
+        body = {"fields": dict(fields)}
+        return read(Claim, self._connection.ask("POST", f"assignments/{id_of(claim)}/fields", json=body))
 
     def judge(
         self,
@@ -290,6 +317,11 @@ def verdict_body(picks: Iterable[Candidate | str], kind: Kind | None, more: Verd
 
 def dataset_params(format: Format, filters: DatasetFilters) -> dict[str, str]:  # noqa: A002 - as over REST
     """The query of a data set."""
-    given = {name: value for name, value in filters.items() if value is not None}
-    texts = {name: value.isoformat() if isinstance(value, datetime) else id_of(value) for name, value in given.items()}  # type: ignore[arg-type]
-    return {"format": format, **texts}
+    return {"format": format, **{name: filter_text(value) for name, value in filters.items() if value is not None}}
+
+
+def filter_text(value: Any) -> str:
+    """A filter of a data set as it stands in the query."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value.isoformat() if isinstance(value, datetime) else id_of(value)

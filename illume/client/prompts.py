@@ -39,6 +39,8 @@ class NewPrompt:
     `str` is a text, and a path is a `pathlib.Path`.
 
     `candidates` are rationales that were made elsewhere: the prompt can be judged at once then.
+
+    Where answers have fields, `policy` is the id or the name of a policy, and `fields` are gold values.
     """
 
     images: Picture | Sequence[Picture] = ()
@@ -51,6 +53,8 @@ class NewPrompt:
     priority: int = 0
     candidates: Sequence[str] | None = None
     parts: Sequence[str | Picture] = ()
+    policy: str | None = None
+    fields: Mapping[str, str | None] | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for parts beside images or a question."""
@@ -66,7 +70,7 @@ class NewPrompt:
         one_alone = isinstance(self.images, (str, os.PathLike, bytes)) or not isinstance(self.images, Sequence)
         return [self.images] if one_alone else list(self.images)  # type: ignore[list-item, arg-type]
 
-    def fields(self) -> dict[str, Any]:
+    def body(self) -> dict[str, Any]:
         """What is sent of it besides its pictures; a part that is one is None here."""
         return {
             **(
@@ -80,6 +84,8 @@ class NewPrompt:
             "metadata": dict(self.metadata),
             "priority": self.priority,
             **({} if self.candidates is None else {"candidates": list(self.candidates)}),
+            **({} if self.policy is None else {"policy": self.policy}),
+            **({} if self.fields is None else {"fields": dict(self.fields)}),
         }
 
 
@@ -154,16 +160,16 @@ class Uploads:
             if error.status not in (413, 422):
                 raise
             return error.detail
-        fields, names = prompt.fields(), [sha for _, sha in stored]
+        body, names = prompt.body(), [sha for _, sha in stored]
         if prompt.parts:
             left = iter(names)
-            fields["parts"] = [
+            body["parts"] = [
                 {"type": "image", "sha256": next(left)} if text is None else {"type": "text", "text": text}
-                for text in fields["parts"]
+                for text in body["parts"]
             ]
         else:
-            fields["images"] = names
-        return fields | {"pictures": [own for own, _ in stored]}
+            body["images"] = names
+        return body | {"pictures": [own for own, _ in stored]}
 
     def store(self, picture: Picture) -> tuple[str, str]:
         """The hash of a picture's file, and the name under which the server has it."""
@@ -187,7 +193,7 @@ class Names:
         pictures = body.pop("pictures")
         if prompt.external_id is not None:
             return body | {"external_id": prompt.external_id}
-        content = json.dumps([pictures, prompt.fields()], sort_keys=True, default=str)
+        content = json.dumps([pictures, prompt.body()], sort_keys=True, default=str)
         name = f"sha256-{hashlib.sha256(content.encode()).hexdigest()[:32]}"
         self._given[name] += 1
         number = self._given[name]

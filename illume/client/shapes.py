@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from illume.client.errors import Refused
 
@@ -53,6 +53,8 @@ class Prompt(Shape):
     question: str
     parts: list[dict[str, Any]] = []
     answer: str | None
+    policy: str | None = None
+    fields: dict[str, str | None] | None = None
     references: list[str] | None = None
     metadata: dict[str, Any] | None = None
     priority: int | None = None
@@ -65,21 +67,48 @@ class Prompt(Shape):
         return [part["text"] if part["type"] == "text" else pictures[part["sha256"]] for part in self.parts]
 
 
-class Candidate(Shape):
-    """One rationale of a claimed set."""
+class Policy(Shape):
+    """A version of a policy; `text` is what models and critics read."""
 
     id: str
+    name: str
+    number: int
     text: str
 
 
+class Candidate(Shape):
+    """One rationale of a claimed set. `fields` are the values of a structured answer."""
+
+    id: str
+    text: str
+    fields: dict[str, str | None] | None = None
+
+
 class Claim(Shape):
-    """A candidate set that you hold until `expires_at`."""
+    """A candidate set that you hold until `expires_at`.
+
+    Where answers have fields there are no `candidates` until you have said what holds of the pictures under the
+    `policy` (`ProjectClient.rate`); `fields` is what you said, `warnings` what in it does not go together.
+    """
 
     id: str
     state: str
     expires_at: datetime
     prompt: Prompt
     candidates: list[Candidate]
+    policy: Policy | None = None
+    fields: dict[str, str | None] | None = None
+    warnings: list[str] = []
+
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _read_hidden(cls, candidates: Any) -> Any:
+        return [] if candidates is None else candidates
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether you have to rate the pictures before you see the candidates."""
+        return not self.candidates
 
 
 class Verdict(Shape):
@@ -100,6 +129,7 @@ class Verdict(Shape):
     comment: str | None
     seconds: float | None
     exhaustive: bool
+    fields: dict[str, str | None] | None = None
     supersedes: str | None
     current: bool
     deleted: bool
@@ -137,10 +167,11 @@ class Round(Shape):
 
 
 class Version(Shape):
-    """A model version."""
+    """A model version. One of the kind `critic` rates candidates and is never active."""
 
     id: str
     number: int
+    kind: str = "sampler"
     active: bool
     parent: str | None
     round: str | None

@@ -55,12 +55,13 @@ def test_the_page_does_what_it_says(
             exec(code.replace('"http://127.0.0.1:8000", token="..."', ""), names)  # noqa: S102 - our own page
             said.append(capsys.readouterr().out)
         names["server"].close()
-    projects_, folder, pil, parts, judged, rounds, tables, feed, errors = said
+    projects_, folder, pil, parts, judged, structured, rounds, tables, feed, errors = said
     assert projects_ == "boats 20\n"
     assert re.fullmatch(r"1 prompts added\nphotos/text\.jpg .+\n", folder)
     assert re.fullmatch(r"\d+ ready\n", pil)
     assert parts == ("['In the first picture:', 600, 'In the second picture:', 600, 'Which one shows a robin?']\n")
     assert judged == "(480, 320) Which bird is this? picked\n"
+    assert structured == "True House rules\n{'rating': 'Unsafe', 'category': 'Animals'}\n"
     assert rounds == "round 1 succeeded\nversion 0 active\n"
     assert tables.startswith("{'picked': 1}\n(600, 400) its breast is red\n2 rows\n")
     assert feed == "1 verdicts\n0 since then\n"

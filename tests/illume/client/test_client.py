@@ -30,6 +30,7 @@ from tests.conftest import CommittedDatabase
 from tests.serving import serve
 
 TEXTS = ["it stands in the sand", "it is red", "umbrellas are umbrellas"]
+ANSWERS = [factories.answer("a cat")]
 
 
 class Breaking(httpx.BaseTransport):
@@ -335,6 +336,41 @@ def end_round(world: World, state: RoundState) -> None:
         session.commit()
 
 
+class TestStructuredAnswers:
+    def test_from_a_policy_to_the_rows_of_fields(self, world: World) -> None:
+        template = "{policy} Q: {question} A: {answer}"
+        rules = world.client.create_project(
+            "rules", answer_fields=factories.ANSWER_FIELDS, template=template, auto_rounds=False
+        )
+        given = factories.policy_json()
+        policy = rules.add_policy(given["name"], given["categories"], preamble=given["preamble"])
+        assert rules.add_policy(given["name"], given["categories"], preamble=given["preamble"]) == policy
+        assert [one.id for one in rules.policies()] == [policy.id]
+        own = factories.CATEGORIES[0]
+        gold = {"rating": "Unsafe", "category": own}
+        prompt = rules.add_prompt(picture("red"), "Is it safe?", policy=policy.id, fields=gold, candidates=ANSWERS)
+        assert (prompt.policy, prompt.fields) == (policy.id, gold)
+        again = rules.add_prompt(picture("red"), "Is it safe?", policy=policy.id, fields=gold, candidates=ANSWERS)
+        assert again.id == prompt.id
+
+        claim = rules.claim()
+        assert claim is not None
+        assert (claim.is_blind, claim.candidates) == (True, [])
+        assert claim.policy is not None
+        assert own in claim.policy.text
+        with pytest.raises(Refused, match="Rate the picture first"):
+            rules.judge(claim, kind="none_fit")
+        world.network.loses = ["/fields"]
+        shown = rules.rate(claim, {"rating": "Safe", "category": "NA"})
+        assert (shown.is_blind, shown.fields, shown.warnings) == (False, {"rating": "Safe", "category": "NA"}, [])
+        assert [one.fields for one in shown.candidates] == [{**gold, "rationale": "a cat"}]
+        verdict = rules.judge(shown, shown.candidates, fields=gold)
+        assert verdict.fields == gold
+        rows = list(rules.rows("fields"))
+        assert {row["field"] for row in rows} == {"rating", "category"}
+        assert len(rules.dataset("fields")) == len(rows)
+
+
 class TestDatasets:
     @pytest.fixture
     def judged(self, world: World) -> ProjectClient:
@@ -354,6 +390,7 @@ class TestDatasets:
         assert pairs[0]["chosen"][0]["role"] == "assistant"
         frame = judged.dataset("preference", to="pandas")
         assert len(frame) == len(pairs) > 5
+        assert len(judged.dataset("sft", machine=True)) == len(judged.dataset("sft", machine=False)) > 0
 
     def test_rows_go_on_where_the_stream_broke(self, world: World, judged: ProjectClient) -> None:
         whole = list(judged.rows("kto"))
