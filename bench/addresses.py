@@ -171,6 +171,7 @@ LEFT_OUT = {
     "/sign-in/from/{provider}": "a person by an identifier, once in a sign-in",
     "/account/link/{token}": "a link serves once",
     "/admin/base-checks/{check_id}": "a row by its id, there while a base model is being looked at",
+    "/admin/engines/{engine_id}": "a row by its id",
     "/admin/projects/{slug}/policies/{version_id}": "asks what the list of policies asks, for one of them",
     "/admin/projects/{slug}/policies/{version_id}/edit": "asks what the list of policies asks, for one of them",
     "/healthz": "asks nothing that grows",

@@ -23,6 +23,8 @@ from app.services.projects.choice import LOCAL
 from illume.phrases import _
 
 MAX_ENGINES = 100
+IN_FLIGHT, MOST_IN_FLIGHT = 16, 256
+HOW_MANY = _("The number of requests at a time must be a whole number from 1 to 256.")
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
@@ -51,7 +53,7 @@ def add_engine(
     api_key: str = "",
     adapters_path: str | None = None,
     revision: str | None = None,
-    in_flight: int = 16,
+    in_flight: int = IN_FLIGHT,
 ) -> Engine:
     """Add a model server, and have it probed. Raises `Invalid`, and `Conflict` for a name that is taken."""
     require_admin(actor)
@@ -69,7 +71,7 @@ def add_engine(
         sealed_key=seal(check_key(api_key)),
         adapters_path=check_path(adapters_path),
         revision=_text("revision", revision) if revision else None,
-        in_flight=in_flight,
+        in_flight=check_in_flight(in_flight),
         created_by=actor.stored_id,
     )
     try:
@@ -96,7 +98,7 @@ def change_engine(session: Session, actor: Actor, engine_id: int, changes: Mappi
     if "revision" in changes:
         found.revision = _text("revision", changes["revision"]) if changes["revision"] else None
     if changes.get("in_flight") is not None:
-        found.in_flight = changes["in_flight"]
+        found.in_flight = check_in_flight(changes["in_flight"])
     if changes.get("api_key") is not None:
         found.sealed_key = seal(check_key(changes["api_key"]))
     audit.record(session, actor, "engine.change", f"engine:{found.id}", name=found.name, changed=sorted(changes))
@@ -164,6 +166,13 @@ def check_key(api_key: str) -> str:
     if not api_key.isascii() or any(letter <= " " or letter == "\x7f" for letter in api_key):
         raise Invalid(_("A key has only ASCII characters and no spaces."), field="api_key")
     return api_key
+
+
+def check_in_flight(in_flight: int) -> int:
+    """How many requests a worker sends at a time. Raises `Invalid`."""
+    if not 1 <= in_flight <= MOST_IN_FLIGHT:
+        raise Invalid(HOW_MANY, field="in_flight")
+    return in_flight
 
 
 def check_path(path: str | None) -> str | None:

@@ -592,7 +592,7 @@ PAGES_WITH: Mapping[str, Right | None] = {
     **dict.fromkeys((f"{ADMIN}/prompts/{{prompt_id}}/gold", f"{ADMIN}/rounds/{{number}}/snapshot"), Right.reviews),
     **dict.fromkeys((f"{ADMIN}/settings", f"{ADMIN}/webhooks"), Right.administers),
     **dict.fromkeys((f"{ADMIN}/policies/new", f"{ADMIN}/policies/{{version_id}}/edit"), Right.administers),
-    "/admin/engines": None,
+    **dict.fromkeys(("/admin/engines", "/admin/engines/{engine_id}"), None),
     **dict.fromkeys(("/admin/audit", "/admin/base-checks/{check_id}", "/admin/erase/{kind}/{subject}"), None),
     **dict.fromkeys(("/admin/erasures", "/admin/new-project", "/admin/new-project/preview"), None),
     "/admin/new-project/slug": None,

@@ -1,14 +1,17 @@
-"""The model servers of the installation: what each can do, and the form for a new one."""
+"""The model servers of the installation: what each can do, and the forms that add and change them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.orm import Session
+from starlette.datastructures import FormData
 
 from app.errors import Conflict, Invalid
 from app.http.dependencies import SessionDep
@@ -24,6 +27,9 @@ from illume.phrases import _, kept
 
 router = APIRouter()
 TEMPLATE = "admin/integrations/engines.html"
+CHANGE_TEMPLATE = "admin/integrations/engine.html"
+NOT_COMPLETED = {"autocomplete": "off"}
+TYPED = ("base_url", "model", "revision", "api_key", "adapters_path", "in_flight")
 TONES = {EngineState.ready: "good", EngineState.failed: "bad", EngineState.probing: "warn"}
 STATES = {
     EngineState.ready: _("can be used"),
@@ -68,6 +74,16 @@ class EnginesView:
     problem: str
 
 
+@dataclass(frozen=True, slots=True)
+class EngineView:
+    """The form that changes a model server."""
+
+    id: str
+    name: str
+    fields: tuple[Field, ...]
+    problem: str
+
+
 @router.get("/engines")
 def index(request: Request, session: SessionDep, who: Me) -> Response:
     """List the model servers."""
@@ -82,9 +98,20 @@ def engines_page(
     error: Invalid | Conflict | None = None,
 ) -> Response:
     """The page, with the form as it was submitted."""
+    problem = error.detail if error and error.field == "name" else ""
+    name = Field(
+        "name",
+        _("Name"),
+        "text",
+        typed.get("name", ""),
+        _("What projects call it: lower-case letters, digits and hyphens."),
+        problem=problem,
+        required=True,
+        attributes=NOT_COMPLETED,
+    )
     view = EnginesView(
         rows=tuple(engine_row(session, one) for one in engines.list_engines(session, who.actor)),
-        fields=engine_fields(typed, {error.field: error.detail} if error and error.field else {}),
+        fields=(name, *engine_fields({"in_flight": str(engines.IN_FLIGHT), **typed}, error)),
         problem=error.detail if error and not error.field else "",
     )
     shell = shell_for(request, who.actor, who.csrf_token, title=_("Model servers"), section="users")
@@ -122,49 +149,97 @@ def capability_words(found: Capabilities) -> tuple[str, ...]:
     return (*words, *([THINKING[found.thinking]] if found.thinking in THINKING else []))
 
 
-def engine_fields(typed: Mapping[str, str], problems: Mapping[str, str]) -> tuple[Field, ...]:
-    """The fields of the form. The key is not shown again."""
-    fields = (
-        ("name", _("Name"), "text", _("What projects call it: lower-case letters, digits and hyphens."), True),
-        ("base_url", _("Address"), "text", _("By https://, or http:// in networks of ILLUME_ENGINE_ADDRESSES."), True),
-        ("model", _("Model"), "text", _("The name under which the server serves the base model."), True),
-        ("api_key", _("Key"), "password", _("It is stored encrypted, and not shown again."), False),
-        ("adapters_path", _("Folder of adapters"), "text", _("Where the server sees it, if elsewhere."), False),
+def engine_fields(typed: Mapping[str, str], error: Invalid | Conflict | None, *, has_key: bool = False) -> list[Field]:
+    """The fields that can be changed later too. The key is not shown again."""
+    key = _("It is stored encrypted, and not shown again.")
+    words = (
+        ("base_url", _("Address"), "text", _("By https://, or http:// in networks of ILLUME_ENGINE_ADDRESSES.")),
+        ("model", _("Model"), "text", _("The name under which the server serves the base model.")),
+        ("revision", _("Revision"), "text", _("The commit of the model that the server loaded, if not the newest.")),
+        ("api_key", _("Key"), "password", _("Leave empty to keep the one that is stored.") if has_key else key),
+        ("adapters_path", _("Folder of adapters"), "text", _("Where the server sees it, if elsewhere.")),
+        ("in_flight", _("Requests at a time"), "number", _("Of each worker for a project, 1 to 256.")),
     )
-    return tuple(
+    return [
         Field(
             name,
             label,
             kind,
             "" if name == "api_key" else typed.get(name, ""),
-            words,
-            problem=problems.get(name, ""),
-            required=required,
-            attributes={"autocomplete": "off"},
+            text,
+            problem=error.detail if error and error.field == name else "",
+            required=name in ("base_url", "model"),
+            attributes=NOT_COMPLETED,
         )
-        for name, label, kind, words, required in fields
-    )
+        for name, label, kind, text in words
+    ]
+
+
+def typed_in(form: FormData) -> dict[str, str]:
+    """What was typed into the fields that can be changed."""
+    return {name: text_of(form, name).strip() for name in TYPED}
+
+
+def values_of(typed: Mapping[str, str]) -> dict[str, Any]:
+    """The values as the service takes them. Raises `Invalid` where a number is none."""
+    if not re.fullmatch(r"[0-9]{1,3}", typed["in_flight"]):
+        raise Invalid(engines.HOW_MANY, field="in_flight")
+    return {**typed, "in_flight": int(typed["in_flight"])}
 
 
 @router.post("/engines")
 def add(request: Request, session: SessionDep, who: Poster, form: Form) -> Response:
     """Add a model server, and have it probed."""
     require_admin(who.actor)
-    typed = {name: text_of(form, name).strip() for name in ("name", "base_url", "model", "api_key", "adapters_path")}
+    name, typed = text_of(form, "name").strip(), typed_in(form)
     try:
-        engines.add_engine(
-            session,
-            who.actor,
-            name=typed["name"],
-            base_url=typed["base_url"],
-            model=typed["model"],
-            api_key=typed["api_key"],
-            adapters_path=typed["adapters_path"],
-        )
+        engines.add_engine(session, who.actor, name=name, **values_of(typed))
     except (Invalid, Conflict) as error:
         session.rollback()
-        return engines_page(request, session, who, typed, error)
+        return engines_page(request, session, who, {"name": name, **typed}, error)
     return back_to("/admin/engines", "engine-added")
+
+
+@router.get("/engines/{engine_id}")
+def show(request: Request, session: SessionDep, who: Me, engine_id: str) -> Response:
+    """Show the form that changes a model server."""
+    found = engines.get_engine(session, who.actor, parse_id(engine_id))
+    return engine_page(request, who, found, {name: str(getattr(found, name, None) or "") for name in TYPED})
+
+
+def engine_page(
+    request: Request,
+    who: SignedIn,
+    found: Engine,
+    typed: Mapping[str, str],
+    error: Invalid | Conflict | None = None,
+) -> Response:
+    """The form that changes a model server, as it was submitted."""
+    has_key = found.sealed_key is not None
+    fields = engine_fields(typed, error, has_key=has_key)
+    if has_key:
+        fields.append(Field("no_key", _("Remove the key"), "check"))
+    view = EngineView(str(found.id), found.name, tuple(fields), error.detail if error and not error.field else "")
+    title = _("Model server %(name)s", name=found.name)
+    shell = shell_for(request, who.actor, who.csrf_token, title=title, section="users")
+    return page(CHANGE_TEMPLATE, shell=shell, view=view, status=error.status if error else 200)
+
+
+@router.post("/engines/{engine_id}")
+def change(request: Request, session: SessionDep, who: Poster, form: Form, engine_id: str) -> Response:
+    """Change a model server, and have it probed again."""
+    found = engines.get_engine(session, who.actor, parse_id(engine_id))
+    typed = typed_in(form)
+    try:
+        before = {name: getattr(found, name, None) or "" for name in TYPED}  # the key is not read
+        changed = {name: value for name, value in values_of(typed).items() if value != before[name]}
+        if text_of(form, "no_key"):
+            changed["api_key"] = ""
+        engines.change_engine(session, who.actor, found.id, changed)
+    except (Invalid, Conflict) as error:
+        session.rollback()
+        return engine_page(request, who, found, typed, error)
+    return back_to("/admin/engines", "engine-changed")
 
 
 @router.post("/engines/{engine_id}/probe")

@@ -7,6 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.models import Engine, EngineState, Project, Role
+from app.services.engines.keys import open_key
 from app.services.kernel.actors import SYSTEM
 from app.services.projects import projects
 from app.services.rounds import hand_over
@@ -21,6 +22,8 @@ FIELDS = {
     "model": "org/model",
     "api_key": "secret-7",
     "adapters_path": "",
+    "revision": "",
+    "in_flight": "16",
 }
 
 
@@ -46,6 +49,38 @@ class TestEngines:
         assert "ILLUME_ENGINE_ADDRESSES" in answer.text
         assert 'value="https://127.0.0.1"' in answer.text
         assert "secret-7" not in answer.text
+
+    def test_one_is_changed_and_keeps_its_key_unless_told_otherwise(self, browser: Browser, session: Session) -> None:
+        browser.post(HERE, {**FIELDS, "revision": "abc", "in_flight": "4"})
+        engine = session.scalars(select(Engine)).one()
+        assert (engine.revision, engine.in_flight) == ("abc", 4)
+        engine.state = EngineState.failed
+        session.flush()
+        at = f"{HERE}/{engine.id}"
+        assert f'href="{at}"' in browser.get(HERE).text
+        shown = browser.get(at).text
+        assert 'value="https://8.8.8.8"' in shown
+        assert "secret-7" not in shown
+
+        typed: dict[str, object] = {**FIELDS, "model": "org/other", "api_key": "", "in_flight": "8"}
+        assert browser.post(at, typed).status_code == 303
+        session.refresh(engine)
+        assert (engine.model, engine.revision, engine.in_flight) == ("org/other", None, 8)
+        assert (engine.state, open_key(engine)) == (EngineState.probing, "secret-7")
+        browser.post(at, {**typed, "api_key": "secret-8"})
+        session.refresh(engine)
+        assert open_key(engine) == "secret-8"
+        browser.post(at, {**typed, "no_key": "yes"})
+        session.refresh(engine)
+        assert open_key(engine) == ""
+
+        for name, value in (("in_flight", "257"), ("in_flight", "many"), ("base_url", "https://127.0.0.1")):
+            answer = browser.post(at, {**typed, name: value})
+            assert answer.status_code == 422
+            assert f'value="{value}"' in answer.text
+            assert 'class="problem"' in answer.text
+        session.refresh(engine)
+        assert engine.in_flight == 8
 
     def test_one_that_is_used_stays(self, browser: Browser, session: Session, project: Project) -> None:
         engine = make_engine(session)
@@ -74,4 +109,7 @@ class TestEngines:
 
 def test_only_admins_see_it(browser: Browser, session: Session) -> None:
     browser.sign_in(person(session, role=Role.critic))
-    assert browser.get(HERE).status_code == 403
+    engine = make_engine(session)
+    for path in (HERE, f"{HERE}/{engine.id}"):
+        assert browser.get(path).status_code == 403
+    assert browser.post(f"{HERE}/{engine.id}", {}).status_code == 403
