@@ -118,11 +118,13 @@ class SessionShown:
     is_current: bool
 
 
-def list_sessions(session: Session, actor: Actor, *, cookie: str = "") -> list[SessionShown]:
-    """The browsers in which the actor is signed in: the one with this cookie first, then the last seen."""
-    rows = session.scalars(
-        select(WebSession).where(WebSession.user_id == actor.user_id, WebSession.expires_at > func.now())
-    )
+def list_sessions(session: Session, actor: Actor, user_id: int, *, cookie: str = "") -> list[SessionShown]:
+    """The browsers in which a person is signed in: the one with this cookie first, then the last seen.
+
+    People see their own, admins those of anybody. Raises `Forbidden`, `NotFound`.
+    """
+    user = users.get_user(session, actor, user_id)
+    rows = session.scalars(select(WebSession).where(WebSession.user_id == user.id, WebSession.expires_at > func.now()))
     current = hash_secret(cookie)
     shown = [
         SessionShown(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Request
@@ -14,11 +13,11 @@ from app.errors import Invalid, TooMany, Unauthenticated
 from app.http.dependencies import SessionDep
 from app.services.accounts import sessions, users
 from app.services.accounts.passwords import MIN_PASSWORD
-from app.services.accounts.sessions import SessionShown
 from app.services.projects import key_bindings
 from app.settings import get_settings
 from app.web.access import COOKIE, Form, Me, Poster, SignedIn, text_of
-from app.web.accounts import tokens
+from app.web.accounts import browsers, tokens
+from app.web.accounts.browsers import SessionRow
 from app.web.accounts.one_time_links import PASSWORDS_DIFFER, name_field
 from app.web.accounts.sign_in import BROWSER_COOKIE, begin_session
 from app.web.accounts.tokens import Secret, TokensView
@@ -29,32 +28,6 @@ from illume.phrases import _
 
 router = APIRouter()
 WRONG_PASSWORD = _("This is not your current password.")
-# The first that fits: most browsers name others too, so that old sites know them.
-BROWSERS = (
-    ("Edge", r"Edg(?:e|A|iOS)?/"),
-    ("Opera", r"OPR/"),
-    ("Samsung Internet", r"SamsungBrowser/"),
-    ("Firefox", r"(?:Firefox|FxiOS)/"),
-    ("Chrome", r"(?:Chrome|Chromium|CriOS|HeadlessChrome)/"),
-    ("Safari", r"Safari/"),
-)
-SYSTEMS = (
-    ("iPad", r"iPad"),
-    ("iPhone", r"iPhone"),
-    ("Android", r"Android"),
-    ("Windows", r"Windows"),
-    ("ChromeOS", r"CrOS"),
-    ("macOS", r"Mac OS X|Macintosh"),
-    ("Linux", r"Linux"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class SessionRow:
-    """A signed-in browser in the list."""
-
-    browser: str
-    shown: SessionShown
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +55,6 @@ class AccountView:
     sessions: tuple[SessionRow, ...]
     secret: Secret | None
     problem: str
-
-
-def describe_browser(user_agent: str) -> str:
-    """The browser and its system in words, as it calls itself."""
-    browser = next((name for name, pattern in BROWSERS if re.search(pattern, user_agent)), "")
-    system = next((name for name, pattern in SYSTEMS if re.search(pattern, user_agent)), "")
-    if browser and system:
-        return _("%(browser)s on %(system)s", browser=browser, system=system)
-    return browser or system or user_agent[:60] or _("Unknown browser")
 
 
 def password_fields(problems: dict[str, str]) -> tuple[Field, ...]:
@@ -136,7 +100,6 @@ def account_page(
     """The page, with the problems of the form that was sent."""
     actor, named = who.actor, (problems or {}).get("name", "")
     chosen = key_bindings.load_key_bindings(session, actor)
-    open_sessions = sessions.list_sessions(session, actor, cookie=request.cookies.get(COOKIE, ""))
     view = AccountView(
         email=actor.email,
         name=actor.name,
@@ -149,7 +112,7 @@ def account_page(
             ChosenKey(one.does, chosen[one.name], one.first) for one in key_bindings.ACTIONS if one.name in chosen
         ),
         tokens=tokens.tokens_view(session, actor, actor.user_id, base="/account", sets_limit=False),
-        sessions=tuple(SessionRow(describe_browser(one.browser), one) for one in open_sessions),
+        sessions=browsers.session_rows(session, actor, actor.user_id, cookie=request.cookies.get(COOKIE, "")),
         secret=secret,
         problem=problem,
     )

@@ -15,12 +15,13 @@ from starlette.datastructures import FormData
 from app.errors import Conflict, Invalid
 from app.http.dependencies import SessionDep
 from app.models import LinkPurpose, OneTimeLink, Role, User
-from app.services.accounts import one_time_links, users
+from app.services.accounts import one_time_links, sessions, users
 from app.services.kernel.actors import Actor, parse_id, require_admin
 from app.services.projects import projects
 from app.settings import get_settings
 from app.web.access import Form, Me, Poster, SignedIn, text_of, texts_of
-from app.web.accounts import tokens
+from app.web.accounts import browsers, tokens
+from app.web.accounts.browsers import SessionRow
 from app.web.accounts.tokens import Secret, TokensView
 from app.web.admin.frame import back_to
 from app.web.forms import Field
@@ -89,6 +90,7 @@ class UserView:
     link: OneTimeLink | None
     projects: tuple[ProjectRole, ...]
     tokens: TokensView
+    sessions: tuple[SessionRow, ...]
     problem: str
     secret: Secret | None
 
@@ -261,6 +263,7 @@ def user_page(
         link=one_time_links.find_open_link(session, person.id),
         projects=tuple(ProjectRole(one.slug, one.name, str(roles.get(one.slug, NOT_A_MEMBER))) for one in all_projects),
         tokens=tokens.tokens_view(session, who.actor, person.id, base=f"/admin/users/{person.id}", sets_limit=True),
+        sessions=browsers.session_rows(session, who.actor, person.id),
         problem=problem,
         secret=secret,
     )
@@ -325,6 +328,13 @@ def enable(session: SessionDep, who: Poster, user_id: str) -> RedirectResponse:
     """Enable a person's account again."""
     users.set_disabled(session, who.actor, find_person(session, who, user_id).id, False)
     return back_to(f"/admin/users/{user_id}", "enabled")
+
+
+@router.post("/users/{user_id}/sign-out")
+def sign_out(session: SessionDep, who: Poster, user_id: str) -> RedirectResponse:
+    """Sign a person out of all browsers. Their account and their tokens stay as they are."""
+    sessions.close_all_sessions(session, who.actor, find_person(session, who, user_id).id)
+    return back_to(f"/admin/users/{user_id}", "person-signed-out")
 
 
 @router.post("/users/{user_id}/tokens")

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from app.models import Role, Scope, Token, User, WebSession
 from app.services.accounts import passwords, sessions, users
 from app.services.projects import key_bindings
-from app.web.accounts.account import describe_browser
+from app.web.accounts.browsers import describe_browser
 from tests import factories
 from tests.app.web.conftest import PASSWORD, Browser, person
 
@@ -202,7 +202,7 @@ class TestSessions:
     def test_those_of_others_cannot_be_ended(self, browser: Browser, session: Session, critic: User) -> None:
         other = person(session, role=Role.critic)
         cookie, _ = sessions.open_web_session(session, other)
-        [shown] = sessions.list_sessions(session, factories.actor_of(other))
+        [shown] = sessions.list_sessions(session, factories.actor_of(other), other.id)
         browser.get("/account")
         assert browser.post(f"/account/sessions/{shown.id}/end").status_code == 404
         assert sessions.actor_for_cookie(session, cookie) is not None

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.models import LinkPurpose, Project, Role, Scope, Token, User
-from app.services.accounts import one_time_links, passwords, users
+from app.services.accounts import one_time_links, passwords, sessions, users
 from tests import factories
 from tests.app.web.conftest import Browser, person
 
@@ -37,6 +37,21 @@ class TestUsers:
         assert "signs (reviewer)" in browser.get("/admin/users").text
         browser.sign_in(user)
         assert "Signs" in browser.get("/admin").text
+
+    def test_somebody_is_signed_out_of_all_browsers(self, browser: Browser, session: Session, admin: User) -> None:
+        user = person(session, role=Role.critic)
+        cookie, _ = sessions.open_web_session(session, user, browser="Mozilla/5.0 (X11; Linux) Firefox/140.0")
+        shown = browser.get(f"/admin/users/{user.id}").text
+        assert "Firefox on Linux" in shown
+        answer = browser.post(f"/admin/users/{user.id}/sign-out")
+        assert answer.status_code == 303
+        assert sessions.actor_for_cookie(session, cookie) is None
+        after = browser.get(answer.headers["location"]).text
+        assert "They are signed out in every browser." in after
+        assert "Firefox on Linux" not in after
+        assert '/sign-out"' not in browser.get(f"/admin/users/{admin.id}").text.partition("<main")[2]
+        browser.sign_in(person(session, role=Role.critic))
+        assert browser.post(f"/admin/users/{admin.id}/sign-out").status_code == 403
 
     def test_several_invitations_at_once(self, browser: Browser, session: Session) -> None:
         browser.get("/admin/users")
