@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import GatedRepoError
 from peft import PeftConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
@@ -42,6 +43,14 @@ def read_config(base: str) -> Any:
     except _LOAD_ERRORS as error:
         if "trust_remote_code" in str(error):
             raise VlmError(_("the model %(base)s has code of its own, which is not run here", base=base)) from error
+        if isinstance(error.__cause__, GatedRepoError):
+            raise VlmError(
+                _(
+                    "the model %(base)s is gated: accept its terms on the hub, and set HF_TOKEN to a token of that"
+                    " account on every machine with workers for models",
+                    base=base,
+                )
+            ) from error
         reason = str(error).strip().partition("\n")[0]
         raise VlmError(
             _("the model %(base)s could not be found or read: %(reason)s", base=base, reason=reason)

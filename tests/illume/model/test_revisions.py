@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError
+from transformers.utils import hub as fetching
 
 from illume.errors import VlmError
 from illume.model.check import describe
@@ -48,6 +51,15 @@ def test_a_folder_with_such_a_name_is_a_folder(tmp_path: Path) -> None:
     folder.mkdir()
     assert split_revision(str(folder)) == (str(folder), None)
     assert place_of(str(folder)) == (str(folder), {"local_files_only": True})
+
+
+def test_a_gated_model_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise GatedRepoError("401", response=httpx.Response(401, request=httpx.Request("GET", "https://hub")))
+
+    monkeypatch.setattr(fetching, "hf_hub_download", refuse)
+    with pytest.raises(VlmError, match=r"owner/name is gated: .* HF_TOKEN"):
+        describe("owner/name")
 
 
 @pytest.mark.usefixtures("hub")
