@@ -3,7 +3,9 @@
 Starts its own database, broker and workers, makes the demo's project, judges prompts as a truthful critic until a
 round starts by itself, and prints the time of each event.
 
-    python bench/round.py [--picks 40] [--critic any]
+    python bench/round.py [--picks 40] [--critic any] [--objective picks_and_rejections]
+
+The memory is the most that the tuning process was seen to have resident, ten times a second.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 from sqlalchemy import func, select, text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -62,25 +65,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--picks", type=int, default=40)
     parser.add_argument("--critic", choices=["truth", "any"], default="truth", help="any: picks the first candidate")
+    parser.add_argument("--objective", choices=["picks", "picks_and_rejections"], default="picks")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="illume-bench-") as folder:
         Path(folder).chmod(0o711)
         set_environment({"ILLUME_DATA_DIR": folder})
         with services(share=False):
-            actor, project_id = seed(options.picks)
+            actor, project_id = seed(options.picks, options.objective)
             with running_workers():
                 measure(actor, project_id, picks=options.picks, truthful=options.critic == "truth")
     return 0
 
 
-def seed(picks: int) -> tuple[Actor, int]:
-    """The demo's project with a round after `picks` prompts, and its critic."""
+def seed(picks: int, objective: str) -> tuple[Actor, int]:
+    """The demo's project with a round after `picks` prompts and this objective, and its critic."""
     settings = get_settings()
     migrations.upgrade(settings.database_url)
     with session_scope() as session:
         session.execute(text("SET LOCAL transaction_timeout = 0"))
         accounts = seeding.seed_demo(session, settings)
-        projects.update_project(session, SYSTEM, seeding.SLUG, {"round_every": picks})
+        projects.update_project(session, SYSTEM, seeding.SLUG, {"round_every": picks, "objective": objective})
         actor = users.actor_for_token(session, accounts["critic"]["token"])
         project = session.scalars(select(Project).where(Project.slug == seeding.SLUG)).one()
         return actor, project.id
@@ -122,8 +126,9 @@ def measure(actor: Actor, project_id: int, *, picks: int, truthful: bool) -> Non
         judged += 1
         picked += outcome
     asked = clock.note(f"{picked} prompts with a pick, {judged} judged")
-    state = None
+    state, memory = None, 0
     while True:
+        memory = max(memory, tuning_memory())
         found = latest_round(project_id)
         if found is not None and found.state != state:
             state = found.state
@@ -134,7 +139,17 @@ def measure(actor: Actor, project_id: int, *, picks: int, truthful: bool) -> Non
     seconds = clock.rows[-1][1] - asked
     wait_for(lambda: new_sets(project_id) > 0)
     clock.note("first candidate set by the new version")
-    report(found, seconds)
+    report(found, seconds, memory)
+
+
+def tuning_memory() -> int:
+    """The resident bytes of the tuning process; 0 while there is none."""
+    sizes = [0]
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "illume.tuning" in process.cmdline():
+                sizes.append(process.memory_info().rss)
+    return max(sizes)
 
 
 def judge_one(actor: Actor, project_id: int, *, truthful: bool) -> int | None:
@@ -189,11 +204,12 @@ def wait_for(condition: Callable[[], bool], *, seconds: float = 600.0) -> None:
         time.sleep(0.1)
 
 
-def report(found: Round, seconds: float) -> None:
+def report(found: Round, seconds: float, memory: int) -> None:
     """What the round did, in a table."""
     print()
     print(f"round of {found.metrics.get('n_rationale')} rationales, {found.metrics.get('n_vqa_only')} VQA-only rows")
     print(f"from the last verdict to its end: {seconds:.1f} s; tuning process: {found.metrics.get('seconds')} s")
+    print(f"memory of the tuning process: {memory / 2**20:.0f} MB resident")
     print(f"decision: {found.decision.get('reason') or found.error}")
     print()
     print("| score | parent | new | change (95 % interval) |")

@@ -25,6 +25,10 @@ SIMILARITIES = ("rouge_l_greedy", "rouge_l")
 SHARES = (0.8, 0.9, 0.95, 1.0)
 """Of what tuning on all references reaches."""
 
+PREFERENCES = ("preference_accuracy", "blank_accuracy")
+"""The share of a round's pairs in which the accepted rationale is the likelier one, with the pictures and with blank
+ones, as the mean over the steps of the epoch that was kept."""
+
 _KEPT = (*TRUTHS, *SIMILARITIES, "accuracy")
 
 
@@ -103,11 +107,23 @@ def _point(point: _Point[Values], others: Mapping[str, Values], first: Mapping[f
     matched = [one["matched"]["temperature"] for row in rows if row["scores"] and (one := matched_at(row["scores"]))]
     if matched:
         found["matched temperature"] = _mean(matched)
+    if preferences := [one for row in rows if (one := _preferences(row["tuning"])) is not None]:
+        found["preferences"] = {name: _mean([one[name] for one in preferences]) for name in PREFERENCES}
     machine = [row["machine"] for row in rows if "machine" in row]
     if machine:
         found["machine"] = {name: _mean([one[name] for one in machine]) for name in ("verdicts", "accepted", "right")}
         found["machine"]["reasons"] = sorted({one["reason"] for one in machine if one["reason"]})
     return found
+
+
+def _preferences(tuning: Mapping[str, Any] | None) -> dict[str, float] | None:
+    """In what share of its pairs a version prefers what was accepted; None where it was tuned on no pairs."""
+    if tuning is None:
+        return None
+    best = next(epoch for epoch in tuning["epochs"] if epoch["epoch"] == tuning["best_epoch"])
+    if any(best.get(name) is None for name in PREFERENCES):
+        return None
+    return {name: float(best[name]) for name in PREFERENCES}
 
 
 def _controls(
@@ -159,6 +175,7 @@ def compare_table(found: Mapping[str, Any]) -> str:
     lines: list[str] = []
     for measure in found["measures"]:
         lines += [*_measure_lines(found, measure), ""]
+    lines += _preference_lines(found)
     lines += _machine_lines(found)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -193,6 +210,18 @@ def _sets(sets: float | None, best: float | None) -> str:
     if sets is None:
         return "never" if best is None else f"never ({best:.0%})"
     return f"{sets:.0f}"
+
+
+def _preference_lines(found: Mapping[str, Any]) -> list[str]:
+    """How often the accepted one of a pair is likelier in the last round, where pairs are learnt; means over seeds."""
+    last = {name: arm["rounds"][-1].get("preferences") for name, arm in found["arms"].items()}
+    rows = [
+        f"| {name} | {' | '.join(f'{one[key]:.3f}' for key in PREFERENCES)} |"
+        for name, one in last.items()
+        if one is not None
+    ]
+    titles = "| pairs whose accepted rationale is likelier | with the pictures | with blank pictures |"
+    return [titles, "|---" * 3 + "|", *rows, ""] if rows else []
 
 
 def _machine_lines(found: Mapping[str, Any]) -> list[str]:

@@ -88,7 +88,7 @@ class TestFile:
             main(["--out", str(tmp_path / "out"), "--compare", str(path)])
         assert "arms.yaml, arm picks: error: " in capsys.readouterr().err
 
-    @pytest.mark.parametrize(("name", "n"), [("comparison", 6), ("ablations", 9)])
+    @pytest.mark.parametrize(("name", "n"), [("comparison", 6), ("ablations", 9), ("choices", 5)])
     def test_the_files_in_bench(self, tmp_path: Path, name: str, n: int) -> None:
         found = read_comparison(ROOT / "bench" / f"{name}.yaml", ["--out", str(tmp_path / "out")])
         assert len(found.arms) == n
@@ -102,10 +102,19 @@ def scores(value: float) -> dict[str, Any]:
     return {"gold": {"sampled": part, "greedy": part}, "answers": {"correct": [True] * 4}, "matched": matched}
 
 
-def seed(*values: float, machine: bool = False) -> dict[str, Any]:
+def tuned(*accuracies: float) -> dict[str, Any]:
+    """What a round reports of its epochs, of which the first is kept."""
+    names = ("preference_accuracy", "blank_accuracy")
+    epochs = [{"epoch": 1, **dict(zip(names, accuracies, strict=False))}, {"epoch": 2, **dict.fromkeys(names, 1.0)}]
+    return {"best_epoch": 1, "epochs": epochs}
+
+
+def seed(*values: float, machine: bool = False, accuracies: Sequence[float] = ()) -> dict[str, Any]:
     accepted = {"verdicts": 90, "accepted": 4, "right": 3, "reason": "", "score": 1.0}
+    counts = {"tuning": tuned(*accuracies)}
     rows = [
         {"round": number, "judged_in_all": 10 * number, "accepted_rationales": number, "scores": scores(value)}
+        | counts
         | ({"machine": accepted} if machine else {})
         for number, value in enumerate(values, start=1)
     ]
@@ -141,9 +150,20 @@ class TestReport:
         assert "| one | 17 | 20 | never (91%) | never (91%) | 20 | 0.730 [0.730, 0.730] | -0.070 " in text
         assert "| one: random |" in text
         assert "| other | 2 | 90 | 4.0 | 3.0 |  |" in text
+        assert "with blank pictures" not in text
         drawing = "".join(ET.fromstring(compare_figure(found)).itertext())  # noqa: S314 (our own text)
         assert "supervised, all references" in drawing
         assert "sets judged" in drawing
+
+    def test_how_often_the_accepted_one_of_a_pair_is_likelier(self) -> None:
+        seeds = [seed(0.4, 0.5, accuracies=(0.9, 0.7)), seed(0.4, 0.5, accuracies=(0.8, 0.5))]
+        found = compare_report(scores(0.2), [], {"picks": [seed(0.4)], "both": seeds}, read=prompt_values)
+        assert found["arms"]["both"]["rounds"][0]["preferences"] == {
+            "preference_accuracy": pytest.approx(0.85),
+            "blank_accuracy": pytest.approx(0.6),
+        }
+        assert "preferences" not in found["arms"]["picks"]["rounds"][0]
+        assert "| both | 0.850 | 0.600 |" in compare_table(found)
 
     def test_without_supervised_tuning_and_without_truth(self) -> None:
         def plain(value: float) -> dict[str, Any]:
