@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import html
 import json
 import threading
 import time
@@ -46,6 +47,12 @@ class LocalProvider:
         code = f"code-{len(self.grants) + 1}-that-is-secret"
         self.grants[code] = asked
         return {"code": code, "state": asked["state"]}
+
+    def sign_in_page(self, url: str) -> str:
+        """The page that a browser is shown at `url`: signing in there leads back with a code."""
+        to = parse_qs(urlsplit(url).query)["redirect_uri"][0]
+        link = html.escape(f"{to}?{urlencode(self.sign_in(url))}")
+        return f'<!doctype html><title>The provider</title><link rel="icon" href="data:,"><a href="{link}">It is me</a>'
 
     def tokens(self, form: dict[str, str], authorization: str) -> tuple[int, dict[str, Any]]:
         """The answer to a code."""
@@ -98,17 +105,23 @@ class LocalProvider:
 
 
 @contextlib.contextmanager
-def local_provider() -> Iterator[LocalProvider]:
-    """Run a provider on a free port of this machine during the block."""
+def local_provider(host: str = "127.0.0.1") -> Iterator[LocalProvider]:
+    """Run a provider on a free port of this machine during the block. `host` is its name."""
 
     class Handler(BaseHTTPRequestHandler):
         def respond(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
             form = {name: values[0] for name, values in parse_qs(body).items()}
+            if self.path.startswith("/authorize?"):
+                self.send("text/html; charset=utf-8", provider.sign_in_page(f"{provider.address}{self.path}"))
+                return
             status, found = provider.answer(self.path, form, self.headers.get("Authorization", ""))
-            sent = json.dumps(found).encode()
+            self.send("application/json", json.dumps(found), status)
+
+        def send(self, kind: str, text: str, status: int = 200) -> None:
+            sent = text.encode()
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(sent)))
             self.end_headers()
             self.wfile.write(sent)
@@ -119,7 +132,7 @@ def local_provider() -> Iterator[LocalProvider]:
             """Nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    provider = LocalProvider(f"http://127.0.0.1:{server.server_address[1]}")
+    provider = LocalProvider(f"http://{host}:{server.server_address[1]}")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
