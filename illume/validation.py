@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -48,9 +48,17 @@ def read_record(kind: type[Record], data: Any, *, name: str) -> Record:
     """
     try:
         # As JSON, since an object or a list of Python is no dataclass or tuple in strict mode.
-        return TypeAdapter(kind).validate_json(json.dumps(data), strict=True)
+        # mypy takes classes for unhashable where they are a type variable's.
+        found: Record = _adapter(kind).validate_json(json.dumps(data), strict=True)  # type: ignore[arg-type]
     except ValidationError as error:
         raise ValueError(_sentence(error.errors(include_url=False)[0], name)) from error
+    return found
+
+
+@cache
+def _adapter(kind: type[Record]) -> TypeAdapter[Record]:
+    """What reads records of a kind. Making one takes longer than reading with it."""
+    return TypeAdapter(kind)
 
 
 def _sentence(error: ErrorDetails, name: str) -> str:
