@@ -1,4 +1,4 @@
-"""How long until the demo is ready and has candidates, and how much memory its processes take.
+"""How long until the demo is ready, has candidates and all its prompts, and how much memory its processes take.
 
     python bench/ready.py [--runs 3]
     python bench/ready.py --clones 73a99a8 HEAD
@@ -23,6 +23,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -39,6 +40,7 @@ class Run:
 
     ready: float
     candidates: float
+    prompts: float
     web: float
     all: float
     stop: float
@@ -59,6 +61,7 @@ def main() -> int:
     columns = {
         "ready (s)": [run.ready for run in runs],
         "first candidates after ready (s)": [run.candidates for run in runs],
+        "prompts of all projects after ready (s)": [run.prompts for run in runs],
         "web process (MB resident)": [run.web for run in runs],
         "all processes (MB resident)": [run.all for run in runs],
         "stopped after (s)": [run.stop for run in runs],
@@ -87,13 +90,15 @@ def measure() -> Run:
             ready = time.monotonic()
             await_candidates(port, folder)
             candidates = time.monotonic()
+            await_prompts(port, folder)
+            prompts = time.monotonic()
             web, everything = memory(demo.pid)
         finally:
             stopping = time.monotonic()
             demo.send_signal(signal.SIGTERM)
             demo.wait()
         stopped = time.monotonic()
-    return Run(ready - begun, candidates - ready, web, everything, stopped - stopping)
+    return Run(ready - begun, candidates - ready, prompts - ready, web, everything, stopped - stopping)
 
 
 def measure_clone(commit: str) -> tuple[float, int]:
@@ -141,6 +146,25 @@ def await_candidates(port: int, folder: Path) -> None:
                 return
         time.sleep(0.25)
     raise SystemExit(f"There were no candidates within {GIVE_UP:g} s.")
+
+
+def await_prompts(port: int, folder: Path) -> None:
+    """Ask for prompts of each project until it has some; a project gets all of its prompts at once."""
+    token = json.loads((folder / "demo-accounts.json").read_text())["admin"]["token"]
+
+    def items(path: str) -> list[dict[str, Any]]:
+        url = f"http://127.0.0.1:{port}/api/v1/{path}"
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+        with urllib.request.urlopen(request) as answer:  # noqa: S310 - our own server
+            found: list[dict[str, Any]] = json.load(answer)["items"]
+        return found
+
+    end = time.monotonic() + GIVE_UP
+    for project in items("projects"):
+        while not items(f"projects/{project['slug']}/prompts?limit=1"):
+            if time.monotonic() > end:
+                raise SystemExit(f"{project['name']} had no prompts within {GIVE_UP:g} s.")
+            time.sleep(0.25)
 
 
 def memory(pid: int) -> tuple[float, float]:

@@ -26,6 +26,7 @@ from sqlalchemy import func, select, text
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from app.cli.server import seeding
+from app.cli.server.demo_projects import SCENES
 from app.db import migrations
 from app.db.sessions import session_scope
 from app.models import Candidate, CandidateSet, ModelVersion, Project, Prompt, Round, RoundState
@@ -84,9 +85,9 @@ def seed(picks: int, objective: str) -> tuple[Actor, int]:
     with session_scope() as session:
         session.execute(text("SET LOCAL transaction_timeout = 0"))
         accounts = seeding.seed_demo(session, settings)
-        projects.update_project(session, SYSTEM, seeding.SLUG, {"round_every": picks, "objective": objective})
+        projects.update_project(session, SYSTEM, SCENES.slug, {"round_every": picks, "objective": objective})
         actor = users.actor_for_token(session, accounts["critic"]["token"])
-        project = session.scalars(select(Project).where(Project.slug == seeding.SLUG)).one()
+        project = session.scalars(select(Project).where(Project.slug == SCENES.slug)).one()
         return actor, project.id
 
 

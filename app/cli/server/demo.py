@@ -9,10 +9,11 @@ import sys
 import time
 import webbrowser
 from collections.abc import Callable
+from pathlib import Path
 
 import click
-from sqlalchemy import text
 
+from app.cli.server.demo_projects import SCENES
 from app.cli.terminal import Say, data_dir_option, say
 from app.db import migrations
 from app.processes import health_checks
@@ -25,12 +26,12 @@ from app.processes.connect import (
     wait_for_database,
 )
 from app.processes.embedded import Embedded, free_port
-from app.processes.supervise import GaveUp, Supervised, start_child, stop_all
+from app.processes.supervise import GaveUp, Supervised, describe_exit, start_child, stop_all, stop_child
 from app.settings import Settings, get_settings
 from illume.files import write_text
 
 ACCOUNTS_FILE = "demo-accounts.json"
-FIRST_STEPS = "/admin/projects/scenes/first-steps"
+FIRST_STEPS = f"/admin/projects/{SCENES.slug}/first-steps"
 READY_SECONDS = 120.0
 LOOK_SECONDS = 0.2
 
@@ -56,9 +57,9 @@ def run(*, port: int, browser: bool, say: Say) -> int:
         children: list[Supervised] = []
         try:
             settings = get_settings()
-            accounts = prepare(settings, say=say)
+            accounts, complete = prepare(settings, say=say)
             children = processes(settings, account=accounts["admin"]["email"])
-            serve(children, embedded, settings, browser=browser, say=say)
+            serve(children, embedded, settings, seeds=not complete, browser=browser, say=say)
         except GaveUp as error:
             raise Refused(f"Stopped: {error}. Its log is in {settings.data_dir / 'logs'}.") from error
         finally:
@@ -67,8 +68,11 @@ def run(*, port: int, browser: bool, say: Say) -> int:
     return 0
 
 
-def prepare(settings: Settings, *, say: Say) -> dict[str, dict[str, str]]:
-    """Upgrade the tables, add the example data, and write the accounts, which it returns, to a file."""
+def prepare(settings: Settings, *, say: Say) -> tuple[dict[str, dict[str, str]], bool]:
+    """Upgrade the tables, add the example data, and write the accounts to a file.
+
+    Returns the accounts, and whether all the example data is there.
+    """
     from app.cli.server import seeding
     from app.db.sessions import session_scope
 
@@ -77,10 +81,10 @@ def prepare(settings: Settings, *, say: Say) -> dict[str, dict[str, str]]:
     path = settings.data_dir / ACCOUNTS_FILE
     known = json.loads(path.read_text()) if path.exists() else {}
     with session_scope() as session:
-        session.execute(text("SET LOCAL transaction_timeout = 0"))  # hundreds of images are decoded on the way
         accounts = seeding.seed_demo(session, settings, known)
+        complete = seeding.is_complete(session, settings)
     write_text(path, json.dumps(accounts, indent=2) + "\n", private=True)
-    return accounts
+    return accounts, complete
 
 
 def commands() -> dict[str, list[str]]:
@@ -95,37 +99,70 @@ def commands() -> dict[str, list[str]]:
 
 def processes(settings: Settings, *, account: str = "") -> list[Supervised]:
     """The processes of the demo, not started yet. The sign-in page names `account`, if any."""
-    logs = settings.data_dir / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "ILLUME_DEMO_ACCOUNT": account}
 
     def starter(name: str, command: list[str]) -> Callable[[], subprocess.Popen[bytes]]:
-        return lambda: start_child(command, log=logs / f"{name}.log", env=environment)
+        return lambda: start_child(command, log=log_of(settings, name), env=environment)
 
     return [Supervised(name=name, start=starter(name, command)) for name, command in commands().items()]
 
 
+def log_of(settings: Settings, name: str) -> Path:
+    """The log of a process, in a folder that exists."""
+    logs = settings.data_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    return logs / f"{name}.log"
+
+
+def start_seeding(settings: Settings) -> subprocess.Popen[bytes]:
+    """Start the process that adds the prompts that are still missing, and then ends."""
+    command = [sys.executable, "-m", "app.cli.server.seeding"]
+    return start_child(command, log=log_of(settings, "seeding"), env=os.environ)
+
+
 def serve(
-    children: list[Supervised], embedded: Embedded | None, settings: Settings, *, browser: bool, say: Say
+    children: list[Supervised],
+    embedded: Embedded | None,
+    settings: Settings,
+    *,
+    seeds: bool,
+    browser: bool,
+    say: Say,
 ) -> None:
-    """Start the children and keep them running; say `ready` once. Ends by `Stopped`, GaveUp or Refused."""
+    """Start the children and keep them running; say `ready` once, and then add missing prompts if it `seeds`.
+
+    Ends by `Stopped`, GaveUp or Refused.
+    """
     address = f"http://127.0.0.1:{settings.port}"
     give_up_at: float | None = time.monotonic() + READY_SECONDS
-    while True:
-        now = time.monotonic()
-        for sentence in embedded.check(now) if embedded else ():
-            say(sentence)
-        for child in children:
-            ended = child.check(now)
-            if ended:
-                say(f"{ended}; its log is {settings.data_dir / 'logs' / child.name}.log")
-        if give_up_at is not None:
-            if health_checks.is_web_healthy(settings):
-                give_up_at = None
-                announce(settings, address, browser=browser, say=say)
-            elif now > give_up_at:
-                raise Refused(f"Stopped: the server was not ready within {READY_SECONDS:g} s.")
-        time.sleep(LOOK_SECONDS)
+    seeding: subprocess.Popen[bytes] | None = None
+    try:
+        while True:
+            now = time.monotonic()
+            for sentence in embedded.check(now) if embedded else ():
+                say(sentence)
+            for child in children:
+                ended = child.check(now)
+                if ended:
+                    say(f"{ended}; its log is {log_of(settings, child.name)}")
+            if give_up_at is not None:
+                if health_checks.is_web_healthy(settings):
+                    give_up_at = None
+                    announce(settings, address, browser=browser, say=say)
+                    seeding = start_seeding(settings) if seeds else None
+                elif now > give_up_at:
+                    raise Refused(f"Stopped: the server was not ready within {READY_SECONDS:g} s.")
+            if seeding is not None and (code := seeding.poll()) is not None:
+                seeding = None
+                if code != 0:
+                    say(
+                        f"Not all example projects have prompts yet: adding them ended with {describe_exit(code)}. "
+                        f"The next start tries again; the log is {log_of(settings, 'seeding')}"
+                    )
+            time.sleep(LOOK_SECONDS)
+    finally:
+        if seeding is not None:
+            stop_child(seeding)
 
 
 def announce(settings: Settings, address: str, *, browser: bool, say: Say) -> None:

@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
 import psutil
@@ -99,15 +100,18 @@ def refused(done: Done, code: int) -> str:
 
 @pytest.fixture(scope="module")
 def starter(data_dir: Path) -> Path:
-    """A starter of two scenes and no model."""
-    folder = Path(tempfile.mkdtemp(dir=data_dir)) / "scenes"
-    folder.mkdir()
-    lines = []
-    for name in ("a", "b"):
-        (folder / f"{name}.png").write_bytes(make.image_bytes())
-        lines.append(json.dumps({**PROMPT, "external_id": name, "images": [f"{name}.png"]}))
-    (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
-    return folder.parent
+    """A starter of two scenes, a pair and no model."""
+    folder = Path(tempfile.mkdtemp(dir=data_dir))
+    parts = [{"type": "image", "image": f"{name}.png"} for name in ("a", "b")]
+    pair = {"parts": [*parts, {"type": "text", "text": "What is on both?"}, parts[0]], "external_id": "a-b"}
+    scenes = [{**PROMPT, "external_id": name, "images": [f"{name}.png"]} for name in ("a", "b")]
+    shipped: dict[str, list[dict[str, Any]]] = {"scenes": scenes, "pairs": [pair]}
+    for task, items in shipped.items():
+        (folder / task).mkdir()
+        for name in ("a", "b"):
+            (folder / task / f"{name}.png").write_bytes(make.image_bytes())
+        (folder / task / "prompts.jsonl").write_text("".join(f"{json.dumps(item)}\n" for item in items))
+    return folder
 
 
 @dataclass
@@ -180,6 +184,16 @@ def answer(demo: Demo, path: str) -> int:
         return int(response.status)
 
 
+def get(demo: Demo, path: str) -> Any:
+    """What the demo answers its admin."""
+    token = json.loads((demo.folder / "demo-accounts.json").read_text())["admin"]["token"]
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{demo.port}{path}", headers={"Authorization": f"Bearer {token}"}
+    )
+    with urllib.request.urlopen(request) as response:  # noqa: S310 - our own server
+        return json.load(response)
+
+
 class TestDemo:
     def test_it_says_who_may_sign_in_and_once_that_it_is_ready(self, demo: Demo) -> None:
         assert demo.said[-1] == f"ready: http://127.0.0.1:{demo.port}"
@@ -196,12 +210,13 @@ class TestDemo:
         assert answer(demo, "/readyz") == 200
 
     def test_its_token_opens_the_project(self, demo: Demo) -> None:
-        token = json.loads((demo.folder / "demo-accounts.json").read_text())["admin"]["token"]
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{demo.port}/api/v1/projects/scenes", headers={"Authorization": f"Bearer {token}"}
-        )
-        with urllib.request.urlopen(request) as response:  # noqa: S310 - our own server
-            assert json.load(response)["slug"] == "scenes"
+        assert get(demo, "/api/v1/projects/scenes")["slug"] == "scenes"
+        assert len(get(demo, "/api/v1/projects/scenes/prompts")["items"]) == 2
+
+    def test_the_other_project_is_there_and_soon_has_prompts(self, demo: Demo) -> None:
+        assert [one["slug"] for one in get(demo, "/api/v1/projects")["items"]] == ["scenes", "pairs"]
+        prompt = await_pair(demo)
+        assert [part["type"] for part in prompt["parts"]] == ["image", "image", "text", "image"]
 
     def test_a_second_one_is_refused(self, run: Run, demo: Demo) -> None:
         done = run("demo", "--port", "0", "--data-dir", demo.folder, "--no-browser", **NO_URLS)
@@ -248,6 +263,9 @@ class TestDemoEnds:
             _, alive = psutil.wait_procs(left, timeout=60)
             assert not alive
             assert (demo.folder / "demo-accounts.json").read_text() == before
+            await_pair(demo)
+            while is_seeding(demo):  # without a database it would say so
+                time.sleep(0.2)
             # Its database and broker come back where they are killed alone.
             for name in ("postgres", "redis-server"):
                 next(child for child in demo.family() if child.name().startswith(name)).kill()
@@ -367,6 +385,23 @@ def await_ready(demo: Demo) -> None:
         assert demo.process.poll() is None
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+def await_pair(demo: Demo) -> Any:
+    """Wait for the prompts that are added when the demo is ready. Returns the first."""
+    while not (items := get(demo, "/api/v1/projects/pairs/prompts")["items"]):
+        assert demo.process.poll() is None
+        time.sleep(0.2)
+    return items[0]
+
+
+def is_seeding(demo: Demo) -> bool:
+    """Whether prompts are still being added."""
+    for process in demo.family():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "app.cli.server.seeding" in process.cmdline():
+                return True
+    return False
 
 
 def is_up(demo: Demo) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import webbrowser
 from pathlib import Path
 
@@ -11,9 +12,15 @@ import pytest
 from click.testing import CliRunner
 
 from app.cli.server import demo
+from app.processes import health_checks
+from app.processes.supervise import start_child
 from app.settings import Settings, get_settings
 
 ADDRESS = "http://127.0.0.1:8000"
+
+
+class EnoughSeen(Exception):
+    """Ends a demo that would go on running."""
 
 
 class Terminal:
@@ -89,3 +96,38 @@ def test_the_server_of_the_demo_knows_which_account_its_sign_in_page_names(
     assert {env["ILLUME_DEMO_ACCOUNT"] for env in started} == {"admin@example.org"}
     monkeypatch.setenv("ILLUME_DEMO_ACCOUNT", "admin@example.org")
     assert Settings().demo_account == "admin@example.org"
+
+
+def test_says_where_prompts_could_not_be_added(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything else goes on running."""
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        raise EnoughSeen
+
+    failing = [sys.executable, "-c", "raise SystemExit(3)"]
+    monkeypatch.setattr(demo, "start_seeding", lambda _: start_child(failing))
+    monkeypatch.setattr(demo, "announce", lambda *_, **__: None)
+    monkeypatch.setattr(health_checks, "is_web_healthy", lambda _: True)
+    with pytest.raises(EnoughSeen):
+        demo.serve([], None, get_settings(), seeds=True, browser=False, say=say)
+    assert said == [
+        "Not all example projects have prompts yet: adding them ended with exit code 3. "
+        f"The next start tries again; the log is {data_dir / 'logs' / 'seeding.log'}"
+    ]
+
+
+def test_adds_no_prompts_where_none_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    announced: list[str] = []
+
+    def sleep(_: float) -> None:
+        raise EnoughSeen
+
+    monkeypatch.setattr(demo, "start_seeding", lambda _: pytest.fail("A process was started."))
+    monkeypatch.setattr(demo, "announce", lambda _, address, **__: announced.append(address))
+    monkeypatch.setattr(health_checks, "is_web_healthy", lambda _: True)
+    monkeypatch.setattr(time, "sleep", sleep)
+    with pytest.raises(EnoughSeen):
+        demo.serve([], None, get_settings(), seeds=False, browser=False, say=pytest.fail)
+    assert len(announced) == 1
