@@ -37,9 +37,8 @@ class Stage:
     shows what, `numbered` that of a list of twins in which each thing follows the number of its picture. `questions`
     and `rationales` are numbers of texts for each row, the mixtures of rationales those of each task and language. With
     `misread` the answers of `guard` overlook some kinds (`illume.starter.texts.MISREAD`). `seeing` is the weight of the
-    loss of the patches, `telling` that of which picture each patch is of, where there are two. `late` is the share of
-    the steps in which words see the pictures from the second layer on only. `rates` are the learning rates at the begin
-    and the end, as shares of the peak.
+    loss of the patches, `telling` that of which picture each patch is of, where there are two. `rates` are the
+    learning rates at the begin and the end, as shares of the peak.
     """
 
     name: str
@@ -62,33 +61,22 @@ class Stage:
     misread: bool = False
     seeing: float = 0.3
     telling: float = 0.0
-    late: float = 0.0
 
 
 SEEING = Stage("seeing", steps=900, rates=(1.0, 1.0), pictures=32, seeing=1.0)
 # One picture first, then two, then all: beside the long answers of `guard`, which need little of the picture, a model
-# this small does not come to see where the things are that a question names. Where its first layer finds them, no patch
-# knows yet which of two pictures it is of, and the model never learns to ask: so words see late, and twins ask for it.
-LOOKING = Stage("looking", steps=1300, rates=(0.8, 0.8), scenes=12, twins=4, lists=0.5, telling=0.3, late=1.0)
-# A few twins among many scenes taught nothing in 700 steps; many do.
-DISTINGUISHING = replace(LOOKING, name="distinguishing", steps=500, scenes=3, twins=11, seeing=0.2)
-# To find a thing in the picture that was asked for is easier where the number stands just before the thing.
-LOCATING = replace(DISTINGUISHING, name="locating", steps=400, numbered=1.0)
+# this small does not come to see where the things are that a question names. Once words find things in one picture,
+# many twins teach in which of two to look; a few among many scenes do not.
+LOOKING = Stage("looking", steps=1300, rates=(0.8, 0.8), scenes=16, lists=0.5)
+DISTINGUISHING = replace(
+    LOOKING, name="distinguishing", steps=600, scenes=4, twins=10, numbered=0.7, telling=0.3, seeing=0.2
+)
 COMPARING = replace(
-    LOOKING,
-    name="comparing",
-    steps=1400,
-    scenes=4,
-    pairs=8,
-    twins=3,
-    owners=0.7,
-    numbered=0.5,
-    questions=5,
-    seeing=0.2,
+    DISTINGUISHING, name="comparing", steps=1500, scenes=4, pairs=8, twins=3, owners=0.7, numbered=0.5, questions=5
 )
 EXPLAINING = Stage(
     "explaining",
-    steps=1200,
+    steps=1500,
     rates=(0.6, 0.6),
     scenes=5,
     pairs=6,
@@ -98,14 +86,13 @@ EXPLAINING = Stage(
     rationales=2,
     seeing=0.2,
     telling=0.1,
-    late=0.5,
 )
-POLISHING = replace(EXPLAINING, name="polishing", steps=500, rates=(0.6, 0.12), seeing=0.1, late=0.0)
+POLISHING = replace(EXPLAINING, name="polishing", steps=700, rates=(0.6, 0.12), seeing=0.1)
 _MIXTURE = Mixture(right=0.3, circular=0.25)
 MIXING = replace(
     POLISHING,
     name="mixing",
-    steps=350,
+    steps=400,
     rates=(0.12, 0.01),
     lists=0.0,
     owners=0.0,
@@ -122,7 +109,7 @@ MIXING = replace(
 class Recipe:
     """Everything that determines the trained model. The stages follow one another."""
 
-    stages: tuple[Stage, ...] = (SEEING, LOOKING, DISTINGUISHING, LOCATING, COMPARING, EXPLAINING, POLISHING, MIXING)
+    stages: tuple[Stage, ...] = (SEEING, LOOKING, DISTINGUISHING, COMPARING, EXPLAINING, POLISHING, MIXING)
     learning_rate: float = 1e-3
     warmup: int = 200
     weight_decay: float = 0.05
@@ -221,7 +208,6 @@ class Batch:
     positions: np.ndarray  # (sequences, length)
     numbers: np.ndarray  # (sequences, length), of image tokens where there are several pictures: the picture's, from 0
     mask: np.ndarray  # (sequences, 1, length, length), true where a query may attend to a key
-    late: bool = False  # whether words see pictures from the second layer on only
 
 
 @dataclass(slots=True)
@@ -334,5 +320,4 @@ def make_batch(
     for task, row in sample_rows(stage, rng):
         numbers = [draw(scene) for scene in row.scenes]
         encoded.append(encode_row(row, tokenizer, task=TASKS.index(task), pictures=numbers))
-    batch = pack(encoded, np.stack(pixels), np.stack(patches), int(tokenizer.pad_token_id))
-    return replace(batch, late=rng.random() < stage.late)
+    return pack(encoded, np.stack(pixels), np.stack(patches), int(tokenizer.pad_token_id))

@@ -2,17 +2,16 @@
 
 As in `illume.scenes.starter.training`, the vision tower first learns what each patch shows, by the likeness of the
 patch's feature to the embedding of the object's word, here in both languages. Then the model learns all three tasks.
-Where there are two pictures, the first layer of text learns in the same way which of them a patch is of, while words do
-not see the pictures before the second: else the model finds the things of a question in whichever picture shows them.
+Where there are two pictures, the first layer of text learns in the same way which of them a patch is of: else the model
+finds the things of a question in whichever picture shows them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -95,14 +94,13 @@ def compute_losses(
     texts = embed(ids)
     pictures = (ids == model.config.image_token_id).unsqueeze(-1).expand_as(texts)
     texts = texts.masked_scatter(pictures, image.to(texts.dtype))
-    with _seen_late(model, ids) if batch.late else contextlib.nullcontext():
-        read = model.model.language_model(
-            inputs_embeds=texts,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=False,
-            output_hidden_states=telling > 0,
-        )
+    read = model.model.language_model(
+        inputs_embeds=texts,
+        attention_mask=mask,
+        position_ids=positions,
+        use_cache=False,
+        output_hidden_states=telling > 0,
+    )
     told = number_loss(read.hidden_states[NUMBER_LAYER], numbers, words, embed) if telling else None
     hidden = read.last_hidden_state
     is_target = labels[:, 1:] != IGNORED
@@ -116,22 +114,6 @@ def compute_losses(
     if told is not None:
         total = total + telling * told
     return Losses(total, seen.detach(), None if told is None else told.detach(), sums, counts)
-
-
-@contextlib.contextmanager
-def _seen_late(model: LlavaForConditionalGeneration, ids: torch.Tensor) -> Iterator[None]:
-    """Within it, words do not see pictures in the first layer of text."""
-    pictures = ids == model.config.image_token_id
-    shown = pictures[:, None, :, None] | ~pictures[:, None, None, :]
-
-    def hide(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        return args, {**kwargs, "attention_mask": kwargs["attention_mask"] & shown}
-
-    handle = model.model.language_model.layers[0].register_forward_pre_hook(hide, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def number_loss(
@@ -205,7 +187,7 @@ def train(
 def multiplies_halves(device: torch.device) -> bool:
     """Whether the device multiplies matrices of bfloat16 faster than those of float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 

@@ -107,7 +107,7 @@ def _point(point: _Point[Values], others: Mapping[str, Values], first: Mapping[f
     matched = [one["matched"]["temperature"] for row in rows if row["scores"] and (one := matched_at(row["scores"]))]
     if matched:
         found["matched temperature"] = _mean(matched)
-    if preferences := [one for row in rows if (one := _preferences(row["tuning"])) is not None]:
+    if preferences := [told for row in rows if (told := _preferences(row["tuning"])) is not None]:
         found["preferences"] = {name: _mean([one[name] for one in preferences]) for name in PREFERENCES}
     machine = [row["machine"] for row in rows if "machine" in row]
     if machine:

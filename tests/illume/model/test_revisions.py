@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError
@@ -55,7 +55,7 @@ def test_a_folder_with_such_a_name_is_a_folder(tmp_path: Path) -> None:
 
 def test_a_gated_model_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise GatedRepoError("401", response=httpx.Response(401, request=httpx.Request("GET", "https://hub")))
+        raise GatedRepoError("401", response=httpx2.Response(401, request=httpx2.Request("GET", "https://hub")))
 
     monkeypatch.setattr(fetching, "hf_hub_download", refuse)
     with pytest.raises(VlmError, match=r"owner/name is gated: .* HF_TOKEN"):

@@ -19,7 +19,7 @@ from illume.scenes.emoji import load_sprites
 from illume.scenes.german.nouns import NOUNS
 from illume.scenes.graph import Item, is_well_formed, make_scene
 from illume.scenes.kinds import KINDS
-from illume.scenes.starter.architecture import IMAGE, IMAGE_TOKENS, build_model, build_processor
+from illume.scenes.starter.architecture import IMAGE, IMAGE_TOKENS, build_processor
 from illume.scenes.starter.curriculum import IGNORED
 from illume.starter.architecture import CHAT_TEMPLATE, CONTEXT, build_starter, build_tokenizer
 from illume.starter.curriculum import EXPLAINING, MIXING, SEEING, TASKS, Recipe, make_batch, sample_rows
@@ -35,7 +35,7 @@ from illume.starter.texts import (
 )
 from illume.starter.training import NUMBER_WORDS, Words, compute_losses, find_words, number_loss
 
-SMALL = replace(EXPLAINING, scenes=1, pairs=2, guard=1, questions=2, lists=1.0, owners=1.0, rationales=2, late=0.0)
+SMALL = replace(EXPLAINING, scenes=1, pairs=2, guard=1, questions=2, lists=1.0, owners=1.0, rationales=2)
 
 
 @pytest.fixture(scope="module")
@@ -114,24 +114,6 @@ class TestNumbersOfPictures:
     def test_its_words_are_single_tokens(self, tokenizer: PreTrainedTokenizerFast) -> None:
         ids = torch.cat(find_words(tokenizer).numbers)
         assert tokenizer.convert_ids_to_tokens(ids) == [f"\u0120{word}" for group in NUMBER_WORDS for word in group]
-
-
-class TestSeeingLate:
-    def test_words_see_nothing_in_the_first_layer(self, emoji: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-        stage = replace(SMALL, scenes=1, pairs=1, twins=1, guard=0, late=1.0)
-        batch = make_batch(0, recipe=Recipe(stages=(stage,)), tokenizer=tokenizer, sprites=load_sprites(emoji))
-        assert batch.late
-        other = batch.pixels[:, :, ::-1].copy()
-        words = find_words(tokenizer)
-        for layers, differ in ((1, False), (2, True)):
-            model = build_model(tokenizer, 0, layers=layers).eval()
-            with torch.inference_mode():
-                losses = [
-                    compute_losses(model, replace(batch, pixels=pixels, late=late), words, 0.0, telling=0.1).sums
-                    for pixels, late in ((batch.pixels, True), (other, True), (batch.pixels, False), (other, False))
-                ]
-            assert torch.equal(losses[0], losses[1]) is not differ
-            assert not torch.equal(losses[2], losses[3])
 
 
 class TestPacking:

@@ -28,7 +28,7 @@ from tests.conftest import CommittedDatabase
 OWN, OTHER = factories.CATEGORIES
 HARD = 'a "knife",\nnext to it: 狗, "كلب"'
 NAMES = ["id", "prompt", "split", "image", "question", "parts", "rating", "category", "rationale", "policy"]
-SAID = {"rating": "Unsafe", "category": OTHER}
+SAID: dict[str, str | None] = {"rating": "Unsafe", "category": OTHER}
 
 
 def judge(
