@@ -37,7 +37,7 @@ class TestSettings:
 
     def test_no_page_names_a_variable_that_is_none(self) -> None:
         # Of tests and set-up, of click, and of the client:
-        others = {"CHROMIUM", "TLS_POSTGRES", "PYTHON", "COMPLETE", "URL", "TOKEN"}
+        others = {"CHROMIUM", "TLS_POSTGRES", "VLLM", "PYTHON", "COMPLETE", "URL", "TOKEN"}
         for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
             named = set(re.findall(r"\bILLUME_([A-Z]\w*)", page.read_text())) - others
             assert {name.lower() for name in named} <= set(Settings.model_fields), page
