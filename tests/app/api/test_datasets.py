@@ -71,7 +71,7 @@ class TestDataset:
     ) -> None:
         streaming, finish = threading.Semaphore(0), threading.Event()
 
-        def slow(_: plan.ExportPlan) -> Iterator[bytes]:
+        def slow(_: plan.ExportPlan, *, as_csv: bool) -> Iterator[bytes]:
             streaming.release()
             finish.wait(60)
             yield b"{}\n"

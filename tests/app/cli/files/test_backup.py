@@ -295,7 +295,8 @@ class TestRestore:
         backup.backup(kept, tmp_path / "all.tar")
         said: list[str] = []
         restore.restore(kept, tmp_path / "all.tar", replace=True, say=said.append)
-        assert said == ["The other server was too far ahead: clients that follow the feed have to start again."]
+        # On a slow machine its progress is told before.
+        assert said[-1] == "The other server was too far ahead: clients that follow the feed have to start again."
         with committed_db.sessions.begin() as session:
             project = session.scalars(select(Project)).one()
             verdict_id = session.scalars(select(Verdict.id)).one()

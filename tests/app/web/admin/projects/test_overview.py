@@ -41,7 +41,7 @@ def test_without_a_version_it_is_the_model_of_the_settings(
     assert SENTENCE in browser.get(BASE).text
 
 
-def test_it_counts_prompts_that_do_not_fit_the_model(browser: Browser, session: Session) -> None:
+def test_it_counts_prompts_that_do_not_fit_the_model(browser: Browser, session: Session, admin: User) -> None:
     project, policy = factories.structured_project(session, slug="guarded")
     page = "/admin/projects/guarded"
     assert "data-refused" not in browser.get(page).text
