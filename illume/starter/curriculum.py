@@ -38,7 +38,7 @@ class Stage:
     and `rationales` are numbers of texts for each row, the mixtures of rationales those of each task and language. With
     `misread` the answers of `guard` overlook some kinds (`illume.starter.texts.MISREAD`). `seeing` is the weight of the
     loss of the patches, `telling` that of which picture each patch is of, where there are two. `rates` are the
-    learning rates at the begin and the end, as shares of the peak.
+    learning rates at the beginning and at the end, as shares of the peak.
     """
 
     name: str
@@ -72,7 +72,7 @@ DISTINGUISHING = replace(
     LOOKING, name="distinguishing", steps=600, scenes=4, twins=10, numbered=0.7, telling=0.3, seeing=0.2
 )
 COMPARING = replace(
-    DISTINGUISHING, name="comparing", steps=1500, scenes=4, pairs=8, twins=3, owners=0.7, numbered=0.5, questions=5
+    DISTINGUISHING, name="comparing", steps=1500, pairs=8, twins=3, owners=0.7, numbered=0.5, questions=5
 )
 EXPLAINING = Stage(
     "explaining",
