@@ -109,6 +109,13 @@ def test_a_compiled_run_learns_the_same(emoji: Path, tmp_path: Path) -> None:
             assert other[name] == pytest.approx(one[name], rel=0.02)
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_halves_are_for_processors_that_multiply_them_fast(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": fast})
+    assert training.multiplies_halves(torch.device("cpu")) is fast
+    assert not training.multiplies_halves(torch.device("mps"))
+
+
 class TestCommand:
     def test_says_what_is_wrong(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["train", "--out", str(tmp_path / "out"), "--emoji", str(tmp_path)]) == 1
