@@ -153,10 +153,20 @@ class PairQuestion:
 def answer_in(meaning: str, family: str, language: Language) -> str:
     """The words of an answer."""
     if family == "total":
-        return meaning if language == "en" else GERMAN_NUMBERS[_NUMBERS.index(meaning)]
+        return phrase_number(_NUMBERS.index(meaning), language)
     if meaning in KINDS:
         return meaning if language == "en" else NOUNS[meaning].singular
     return _ANSWERS[language][meaning]
+
+
+def phrase_value(value: str, language: Language) -> str:
+    """How a question names a side, a setting, a weather or a time."""
+    return (_SIDES[language] | _PLACES[language] | _SKIES[language])[value]
+
+
+def phrase_number(number: int, language: Language) -> str:
+    """The word of a number from 0 to 6."""
+    return _NUMBERS[number] if language == "en" else GERMAN_NUMBERS[number]
 
 
 def _phrase(query: PairQuery, wording: str, language: Language) -> str:

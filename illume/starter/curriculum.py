@@ -34,11 +34,12 @@ class Stage:
     `scenes`, `pairs`, `twins` and `guard` are numbers of rows of a step (`twins` belong to the task `pairs`),
     `pictures` of scenes without texts, from which only the recognition of patches is learnt. `lists` is the probability
     of each listing (what is where, how many, which rules count), `owners` that of the list of which picture of a pair
-    shows what, `numbered` that of a list of twins in which each thing follows the number of its picture. `questions`
-    and `rationales` are numbers of texts for each row, the mixtures of rationales those of each task and language. With
-    `misread` the answers of `guard` overlook some kinds (`illume.starter.texts.MISREAD`). `seeing` is the weight of the
-    loss of the patches, `telling` that of which picture each patch is of, where there are two. `rates` are the
-    learning rates at the beginning and at the end, as shares of the peak.
+    shows what, `relations` that of each other list of both pictures, `numbered` that of a list of twins in which each
+    thing follows the number of its picture. `questions` and `rationales` are numbers of texts for each row, the
+    mixtures of rationales those of each task and language. With `misread` the answers of `guard` overlook some kinds
+    (`illume.starter.texts.MISREAD`). `seeing` is the weight of the loss of the patches, `telling` that of which picture
+    each patch is of, where there are two. `rates` are the learning rates at the beginning and at the end, as shares of
+    the peak.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Stage:
     guard: int = 0
     lists: float = 0.0
     owners: float = 0.0
+    relations: float = 0.0
     numbered: float = 0.0
     questions: int = 4
     rationales: int = 0
@@ -66,14 +68,16 @@ class Stage:
 SEEING = Stage("seeing", steps=900, rates=(1.0, 1.0), pictures=32, seeing=1.0)
 # One picture first, then two, then all: beside the long answers of `guard`, which need little of the picture, a model
 # this small does not come to see where the things are that a question names. Once words find things in one picture,
-# many twins teach in which of two to look; a few among many scenes do not.
+# many twins teach in which of two to look; a few among many scenes do not. Questions about two pictures alone teach
+# little, since two in three have one of two answers; lists ask for the same a dozen times a row.
 LOOKING = Stage("looking", steps=1300, rates=(0.8, 0.8), scenes=16, lists=0.5)
 DISTINGUISHING = replace(
     LOOKING, name="distinguishing", steps=600, scenes=4, twins=10, numbered=0.7, telling=0.3, seeing=0.2
 )
 COMPARING = replace(
-    DISTINGUISHING, name="comparing", steps=1500, pairs=8, twins=3, owners=0.7, numbered=0.5, questions=5
+    DISTINGUISHING, name="comparing", steps=1000, pairs=8, twins=3, owners=0.7, numbered=0.5, questions=5
 )
+RELATING = replace(COMPARING, name="relating", steps=1500, twins=2, owners=0.6, relations=0.7)
 EXPLAINING = Stage(
     "explaining",
     steps=1500,
@@ -83,6 +87,7 @@ EXPLAINING = Stage(
     guard=6,
     lists=0.25,
     owners=0.2,
+    relations=0.2,
     rationales=2,
     seeing=0.2,
     telling=0.1,
@@ -96,6 +101,7 @@ MIXING = replace(
     rates=(0.12, 0.01),
     lists=0.0,
     owners=0.0,
+    relations=0.0,
     rationales=3,
     scenes_mixture=_MIXTURE,
     pairs_english=_MIXTURE,
@@ -109,7 +115,7 @@ MIXING = replace(
 class Recipe:
     """Everything that determines the trained model. The stages follow one another."""
 
-    stages: tuple[Stage, ...] = (SEEING, LOOKING, DISTINGUISHING, COMPARING, EXPLAINING, POLISHING, MIXING)
+    stages: tuple[Stage, ...] = (SEEING, LOOKING, DISTINGUISHING, COMPARING, RELATING, EXPLAINING, POLISHING, MIXING)
     learning_rate: float = 1e-3
     warmup: int = 200
     weight_decay: float = 0.05
@@ -149,6 +155,7 @@ def sample_rows(stage: Stage, rng: random.Random) -> list[tuple[str, Row]]:
             rng,
             lists=stage.lists,
             owners=stage.owners,
+            relations=stage.relations,
             questions=stage.questions,
             rationales=stage.rationales,
             mixtures=mixtures,

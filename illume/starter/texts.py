@@ -19,7 +19,7 @@ from illume.pairs import rationales as pair_rationales
 from illume.pairs.questions import Language, Pair, PairQuestion
 from illume.scenes.german import nouns as german
 from illume.scenes.graph import CELLS, Item, Scene, is_well_formed, make_scene, sample_scene
-from illume.scenes.kinds import KINDS
+from illume.scenes.kinds import COLUMNS, KINDS, SETTINGS, TIMES, WEATHERS
 from illume.scenes.questions import NUMBERS
 
 IMAGE = "<image>"
@@ -143,6 +143,53 @@ def list_owners(pair: Pair, language: Language, rng: random.Random) -> list[tupl
     ]
 
 
+def list_relations(pair: Pair, language: Language, rng: random.Random) -> list[tuple[str, str]]:
+    """What questions about two pictures ask for, in random order, and which of the pictures it is true of.
+
+    These are settings, weathers, times, sides of things, and things of which one picture shows more; some are true of
+    neither.
+    """
+    one, two = pair
+    kinds = list(dict.fromkeys(kind for scene in pair for kind in scene.kinds()))
+    found: list[tuple[str, tuple[bool, bool]]] = []
+    looks = [tuple((scene.setting, scene.weather, scene.time)[part] for scene in pair) for part in range(3)]
+    for here, values in zip(looks, (SETTINGS, WEATHERS, TIMES), strict=True):
+        found += [
+            (pair_questions.phrase_value(value, language), (value == here[0], value == here[1]))
+            for value in dict.fromkeys((*here, rng.choice(tuple(values))))
+        ]
+    for kind in rng.sample(kinds, min(4, len(kinds))):
+        sides = [[item.column for item in scene.items if item.kind == kind] for scene in pair]
+        side = rng.choice([*sides[0], *sides[1], rng.choice(COLUMNS)])
+        name = german.NOUNS[kind].singular if language == "de" else kind
+        found.append(
+            (f"{name} {pair_questions.phrase_value(side, language)}", (side in sides[0], side in sides[1])),
+        )
+    for kind in rng.sample(kinds, min(3, len(kinds))):
+        name = f"mehr {german.NOUNS[kind].plural}" if language == "de" else f"more {KINDS[kind].plural}"
+        difference = one.count(kind) - two.count(kind)
+        found.append((name, (difference > 0, difference < 0)))
+    return [(given, _OWNERS[language][holds]) for given, holds in rng.sample(found, len(found))]
+
+
+_ASK_TOTALS: dict[Language, str] = {
+    "en": "how many of each in both pictures together?",
+    "de": "wie viele wovon in beiden Bildern zusammen?",
+}
+
+
+def list_totals(pair: Pair, language: Language, rng: random.Random) -> list[tuple[str, str]]:
+    """The kinds of both scenes in random order, and how many of each both pictures show."""
+    kinds = list(dict.fromkeys(kind for scene in pair for kind in scene.kinds()))
+    return [
+        (
+            german.NOUNS[kind].singular if language == "de" else kind,
+            pair_questions.phrase_number(sum(scene.count(kind) for scene in pair), language),
+        )
+        for kind in rng.sample(kinds, len(kinds))
+    ]
+
+
 def pair_root(language: Language, rng: random.Random, *, ordered: float = 0.75) -> tuple[str, str]:
     """The text with the pictures, and what comes before a question.
 
@@ -172,10 +219,12 @@ def pair_row(
     rationales: int,
     mixtures: dict[Language, Mixture],
     owners: float = 0.0,
+    relations: float = 0.0,
 ) -> Row:
     """Samples two scenes with `questions` questions in one of the languages, of which `rationales` are explained.
 
-    `lists` and `owners` are the probabilities of each list of one picture, and of the one of both.
+    `lists`, `owners` and `relations` are the probabilities of each list of one picture, of the list of which picture
+    shows what, and of each other list of both.
     """
     language = rng.choice(pair_questions.LANGUAGES)
     families = pair_questions.FAMILIES
@@ -195,6 +244,10 @@ def pair_row(
                 texts.append(listing(f"{before}{ask[number]} A:", make(scene, language, rng)))
     if owners and rng.random() < owners:
         texts.append(listing(f"{before}{_ASK_OWNERS[language]} A:", list_owners(pair, language, rng)))
+    if relations:
+        for text, list_them in ((_ASK_OWNERS[language], list_relations), (_ASK_TOTALS[language], list_totals)):
+            if rng.random() < relations:
+                texts.append(listing(f"{before}{text} A:", list_them(pair, language, rng)))
     texts += [reply(f"{before}{one.text} A:", one.answer, ANSWER) for one in asked]
     for one in asked[:rationales]:
         text = explain_pair(one, pair, mixtures[language], rng)

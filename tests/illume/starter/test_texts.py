@@ -30,12 +30,14 @@ from illume.starter.texts import (
     guard_row,
     list_numbered,
     list_owners,
+    list_relations,
+    list_totals,
     sample_twins,
     without_misread,
 )
 from illume.starter.training import NUMBER_WORDS, Words, compute_losses, find_words, number_loss
 
-SMALL = replace(EXPLAINING, scenes=1, pairs=2, guard=1, questions=2, lists=1.0, owners=1.0, rationales=2)
+SMALL = replace(EXPLAINING, scenes=1, pairs=2, guard=1, questions=2, lists=1.0, owners=1.0, relations=1.0, rationales=2)
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +228,36 @@ class TestRows:
         assert german == {"Hund": "beide", "Bus": "zweites", "Krabbe": "erstes"} | {
             NOUNS[kind].singular: "keins" for kind in others
         }
+
+    def test_what_is_true_of_which_picture(self) -> None:
+        one = make_scene("park", "clear", "noon", [Item("dog", "left", "back"), Item("dog", "left", "front")])
+        two = make_scene("beach", "clear", "night", [Item("dog", "right", "back"), Item("crab", "right", "front")])
+        found: dict[str, str] = {}
+        german: dict[str, str] = {}
+        for seed in range(60):
+            found |= list_relations((one, two), "en", random.Random(seed))
+            german |= list_relations((two, one), "de", random.Random(seed))
+        assert {given: found[given] for given in found if found[given] != "neither"} == {
+            "in a park": "first",
+            "at the beach": "second",
+            "is the sky clear": "both",
+            "is it noon": "first",
+            "is it night": "second",
+            "dog on the left": "first",
+            "dog on the right": "second",
+            "crab on the right": "second",
+            "more dogs": "first",
+            "more crabs": "second",
+        }
+        assert {"in a desert", "is it rainy", "is it morning", "dog in the middle"} <= found.keys()
+        assert german["im Park"] == german["Hund links"] == german["mehr Hunde"] == "zweites"
+        assert (german["ist der Himmel klar"], german["ist es Nacht"], german["in der Wüste"]) == (
+            "beide",
+            "erstes",
+            "keins",
+        )
+        assert dict(list_totals((one, two), "en", random.Random(1))) == {"dog": "three", "crab": "one"}
+        assert dict(list_totals((one, two), "de", random.Random(1))) == {"Hund": "drei", "Krabbe": "ein"}
 
     def test_places_after_the_number_of_the_picture(self) -> None:
         one = make_scene("park", "clear", "noon", [Item("dog", "left", "back"), Item("bus", "right", "front")])
