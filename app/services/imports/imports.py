@@ -205,27 +205,35 @@ def change_plan(
     question: str,
     propose_val: bool = False,
     scale_down: bool = False,
+    variants: Sequence[Change] | None = None,
     encoding: str = "",
 ) -> Import:
     """Change what the columns of a draft mean, and its options; in another `encoding` columns are guessed anew.
 
-    Raises `Invalid`, `Conflict`.
+    `variants` are as in `create_import`; None leaves them as they are. Raises `Invalid`, `Conflict`, `Forbidden`.
     """
     found = get_import(session, actor, import_id)
     if found.state is not ImportState.draft:
         raise Conflict(_("This import has already been started: import the file again with other columns."))
     plan = ImportPlan.from_json(found.plan)
+    project = session.get_one(Project, found.project_id)
+    chosen = plan.variants if variants is None else tuple(variants)
     unknown = next((column for column in columns if column not in plan.columns), None)
     if unknown is not None:
         raise Invalid(_("The file has no column '%(unknown)s'.", unknown=unknown[:60]), field="mapping")
     if encoding and check_encoding(encoding) != plan.encoding:
         source = source_of(found.file_key, found.filename, found.images_key, check_encoding(encoding))
-        fields = answer_fields_of(settings_of(session, session.get_one(Project, found.project_id)))
+        fields = answer_fields_of(settings_of(session, project))
         again = plan_upload(source, split=split, mapping=None, loose=True, answer_fields=fields)
         plan = replace(again, val_share=plan.val_share)
         columns = {column: target for column, target in columns.items() if column in plan.columns}
     changed = with_columns(plan, columns, split=split, question=question)
-    found.plan = replace(changed, propose_val=propose_val, scale_down=scale_down).as_json()
+    changed = replace(changed, propose_val=propose_val, scale_down=scale_down, variants=chosen)
+    if variants:
+        _check_variants(session, actor, project, changed)
+        # Prompts under variants need the right of an admin, whoever uploaded the file.
+        found.created_by = actor.stored_id
+    found.plan = changed.as_json()
     session.flush()
     return found
 

@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, selectinload
 
 from app.errors import Invalid
-from app.models import PolicyVersion, Project, Prompt
+from app.models import Policy, PolicyVersion, Project, Prompt
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.rights import Right
 from app.services.projects import policies
@@ -34,6 +34,14 @@ class Multiplied:
 
     def __add__(self, other: Multiplied) -> Multiplied:
         return Multiplied(self.created + other.created, self.unchanged + other.unchanged, self.skipped + other.skipped)
+
+
+def can_vary(session: Session, project: Project) -> bool:
+    """Whether a project can have prompts under variants: it has policies, and answers with a rating and a category."""
+    fields = policies.answer_fields_of(settings_of(session, project))
+    if fields is None or not all(fields.with_role(role) for role in ("rating", "category")):
+        return False
+    return session.scalar(select(Policy.id).where(Policy.project_id == project.id).limit(1)) is not None
 
 
 def multiply(

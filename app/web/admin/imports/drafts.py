@@ -15,6 +15,7 @@ from app.services.imports.layouts import ImportPlan, Layout, Target
 from app.services.imports.tables.encodings import ENCODINGS, UNICODE
 from app.services.imports.tables.table import TableForm, TableKind
 from app.services.prompts.val_split import VAL_SHARE
+from app.web.words import VARIANT_WORDS
 from illume.phrases import _, ngettext
 
 SHOWN_TEXT = 160
@@ -83,7 +84,11 @@ class DraftRow:
 
 @dataclass(frozen=True, slots=True)
 class DraftView:
-    """The preview of an import. `encodings` can be chosen from, by name and label, where the guess is unsure."""
+    """The preview of an import. `encodings` can be chosen from, by name and label, where the guess is unsure.
+
+    `variants` are the changes of policies under which prompts can be added as well, each with its words and whether it
+    is chosen; there are none where they cannot be chosen. Only an admin may choose others.
+    """
 
     layout: str
     read_as: str
@@ -98,14 +103,15 @@ class DraftView:
     propose_val: bool
     val_words: str
     scale_down: bool
+    variants: tuple[tuple[str, str, bool], ...]
     question: str
     rows: tuple[DraftRow, ...]
     wrong: int
     problem: str
 
 
-def draft_view(found: Import, problem: str) -> DraftView:
-    """The preview of a draft."""
+def draft_view(found: Import, problem: str, *, offers_variants: bool = False) -> DraftView:
+    """The preview of a draft. `offers_variants`: prompts may be added under variants of their policies."""
     plan = ImportPlan.from_json(found.plan)
     previewed: list[PreviewRow] = []
     val_words = ""
@@ -134,11 +140,19 @@ def draft_view(found: Import, problem: str) -> DraftView:
         propose_val=plan.propose_val,
         val_words=val_words,
         scale_down=plan.scale_down,
+        variants=list_variants(plan) if offers_variants or plan.variants else (),
         question=plan.question or "",
         rows=tuple(draft_row(plan, one) for one in previewed),
         wrong=sum(bool(one.problem) for one in previewed),
         problem=problem,
     )
+
+
+def list_variants(plan: ImportPlan) -> tuple[tuple[str, str, bool], ...]:
+    """The changes of policies that may be chosen, each with its words and whether the plan has it."""
+    if plan.layout.is_of_records or not plan.answer_fields:
+        return ()
+    return tuple((change, words, change in plan.variants) for change, words in VARIANT_WORDS.items())
 
 
 def is_sure(encoding: str, form: TableForm | None) -> bool:

@@ -23,6 +23,7 @@ from app.services.imports import templates as import_templates
 from app.services.kernel import counters
 from app.services.kernel.actors import parse_id
 from app.services.kernel.rights import Right
+from app.services.prompts import variants
 from app.settings import get_settings
 from app.web.access import (
     Form,
@@ -41,6 +42,7 @@ from app.web.admin.imports.photos import MOST_PHOTOS
 from app.web.errors import wants_fragment
 from app.web.rendering import live, page
 from app.web.words import IMAGE_CHANGE_WORDS
+from illume.fields.variants import CHANGES
 from illume.phrases import _, kept
 from illume.pictures import Change
 
@@ -95,6 +97,7 @@ class ImportView:
     """One import: a draft, or its progress and result."""
 
     slug: str
+    may_manage: bool
     id: str
     filename: str
     state: str
@@ -243,7 +246,7 @@ def template(session: SessionDep, who: Me, slug: str, kind: str) -> Response:
 def show(request: Request, session: SessionDep, who: Me, slug: str, import_id: str) -> Response:
     """Show one import: its preview, its progress or its result."""
     frame, found = find(request, session, who, slug, import_id)
-    view = import_view(session, slug, found)
+    view = import_view(session, frame, found)
     if wants_fragment(request):
         return live(request, ONE, "live", shell=frame.shell, view=view)
     return page(ONE, shell=frame.shell, view=view)
@@ -258,18 +261,23 @@ def find(request: Request, session: Session, who: SignedIn, slug: str, import_id
     return frame, found
 
 
-def import_view(session: Session, slug: str, found: Import, *, problem: str = "") -> ImportView:
+def import_view(session: Session, frame: Frame, found: Import, *, problem: str = "") -> ImportView:
     """An import as its page shows it."""
     problems = imports.list_problems(session, found, limit=SHOWN_PROBLEMS)
+    offers_variants = frame.may_manage and variants.can_vary(session, frame.project)
     session.commit()  # no transaction is open while the first rows and their images are read
+    draft = None
+    if found.state is ImportState.draft:
+        draft = draft_view(found, problem, offers_variants=offers_variants)
     return ImportView(
-        slug=slug,
+        slug=frame.project.slug,
+        may_manage=frame.may_manage,
         id=str(found.id),
         filename=found.filename,
         state=found.state.value,
         tone=TONES.get(found.state, "accent"),
         created_at=found.created_at,
-        draft=draft_view(found, problem) if found.state is ImportState.draft else None,
+        draft=draft,
         has_images=found.images_key is not None,
         active=found.state in (ImportState.queued, ImportState.running),
         sentence=describe_state(found),
@@ -311,24 +319,24 @@ def change_plan(request: Request, session: SessionDep, who: Poster, form: Form, 
     frame, found = find(request, session, who, slug, import_id)
     here = f"/admin/projects/{slug}/imports/{found.id}"
     try:
-        submit_plan(session, who, found, form)
+        submit_plan(session, who, frame, found, form)
         if text_of(form, "act") == "start":
             imports.start_import(session, who.actor, found.id)
     except Invalid as error:
-        return page_with_problem(session, frame, slug, found, error)
+        return page_with_problem(session, frame, found, error)
     except Conflict:
         session.rollback()  # the import was started meanwhile: its page shows the progress
         return RedirectResponse(here, status_code=303)
     return RedirectResponse(here, status_code=303)
 
 
-def page_with_problem(session: Session, frame: Frame, slug: str, found: Import, error: Invalid) -> Response:
+def page_with_problem(session: Session, frame: Frame, found: Import, error: Invalid) -> Response:
     """The page of a draft as it was, with what is wrong with the form."""
     session.rollback()
-    return page(ONE, shell=frame.shell, view=import_view(session, slug, found, problem=error.detail), status=422)
+    return page(ONE, shell=frame.shell, view=import_view(session, frame, found, problem=error.detail), status=422)
 
 
-def submit_plan(session: Session, who: SignedIn, found: Import, form: FormData) -> None:
+def submit_plan(session: Session, who: SignedIn, frame: Frame, found: Import, form: FormData) -> None:
     """Set what the columns of a draft mean, as its form says. Raises `Invalid`, `Conflict`."""
     chosen = dict(zip(texts_of(form, "column"), texts_of(form, "target"), strict=False))
     question = text_of(form, "question")
@@ -341,6 +349,7 @@ def submit_plan(session: Session, who: SignedIn, found: Import, form: FormData) 
         question=question,
         propose_val=text_of(form, "propose_val") == "on",
         scale_down=text_of(form, "scale_down") == "on",
+        variants=[change for change in CHANGES if change in texts_of(form, "variant")] if frame.may_manage else None,
         encoding=text_of(form, "encoding"),
     )
 
@@ -354,10 +363,10 @@ def give_images(
     here = f"/admin/projects/{slug}/imports/{found.id}"
     files = [one for one in form.getlist("images") if isinstance(one, UploadFile) and one.filename]
     try:
-        submit_plan(session, who, found, form)
+        submit_plan(session, who, frame, found, form)
         imports.give_images(session, who.actor, found.id, [(one.filename or "", one.file) for one in files])
     except Invalid as error:
-        return page_with_problem(session, frame, slug, found, error)
+        return page_with_problem(session, frame, found, error)
     except Conflict:
         session.rollback()  # the import was started meanwhile: its page shows the progress
     return RedirectResponse(here, status_code=303)

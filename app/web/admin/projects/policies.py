@@ -173,7 +173,6 @@ def policy_page(
     session: Session, frame: Frame, found: OpenPolicy, message: Message | None = None, *, status: int = 200
 ) -> Response:
     """The page of a version of a policy, with what a form did."""
-    fields = fields_of(session, frame)
     shown = found.shown
     view = PolicyView(
         slug=frame.project.slug,
@@ -193,7 +192,7 @@ def policy_page(
         categories=tuple(category_view(one) for one in found.policy.categories),
         changes=None if found.before is None else changes_view(compare_policies(found.before, found.policy)),
         may_manage=frame.may_manage,
-        can_vary=fields is not None and all(fields.with_role(role) for role in ("rating", "category")),
+        can_vary=variants.can_vary(session, frame.project),
         variants=tuple(VARIANT_WORDS.items()),
     )
     shell = replace(frame.shell, messages=(*frame.shell.messages, *((message,) if message else ())))

@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import select
 
 from app.errors import Forbidden, Invalid
-from app.models import Candidate, PolicyVersion, Project, Prompt, Role, Verdict
+from app.models import Candidate, PolicyVersion, Project, Prompt, Role, Split, Verdict
 from app.services.imports import imports
+from app.services.imports.running import run_import
 from app.services.kernel.actors import SYSTEM, Actor
 from app.services.projects import policies
 from tests import factories
@@ -78,6 +79,24 @@ def test_prompts_are_added_under_variants(committed_db: CommittedDatabase, proje
     again = run(committed_db, project, data, variants=("own_allowed", "own_strict"))
     assert (again.added, again.unchanged, imports.variants_added(again)) == (0, 2, 1)
     assert imports.variants_added(run(committed_db, project, data)) is None
+
+
+def test_an_admin_adds_variants_to_what_a_reviewer_uploaded(committed_db: CommittedDatabase, project: Project) -> None:
+    data = io.BytesIO(table(*rows(stored_image(committed_db))))
+    plan: dict[str, Any] = {"columns": {}, "split": Split.train, "question": "Is it safe?"}
+    with committed_db.sessions.begin() as session:
+        project = session.get_one(Project, project.id)
+        reviewer = factories.actor_of(factories.make_member(session, project, Role.reviewer))
+        made = imports.create_import(session, reviewer, project, filename="a.jsonl", source=data, draft=True).id
+        with pytest.raises(Forbidden):
+            imports.change_plan(session, reviewer, made, **plan, variants=("own_allowed",))
+        imports.change_plan(session, factories.make_admin(session), made, **plan, variants=("own_allowed",))
+        imports.change_plan(session, reviewer, made, **plan)  # leaves them as they are
+        imports.start_import(session, reviewer, made)
+    run_import(made, worker="w", check=lambda: None)
+    with committed_db.sessions() as session:
+        found = imports.get_import(session, SYSTEM, made)
+        assert (found.added, found.rejected, imports.variants_added(found)) == (2, 0, 1)
 
 
 def test_variants_need_fields_and_an_admin(committed_db: CommittedDatabase, project: Project) -> None:

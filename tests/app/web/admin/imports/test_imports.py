@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.models import Import, ImportState, Project, Role
+from app.models import Import, ImportState, Project, Role, Split
 from app.services.imports import imports
 from app.services.kernel.actors import SYSTEM
+from illume.fields.variants import CHANGES
 from tests import factories
 from tests.app.services.imports.tables.tables import as_xlsx
 from tests.app.web.conftest import Browser, person
@@ -92,6 +94,102 @@ class TestSamplePhotographs:
 def draft(session: Session, project: Project, data: bytes, name: str) -> Import:
     """An import that waits for its preview to be checked."""
     return imports.create_import(session, SYSTEM, project, filename=name, source=io.BytesIO(data), draft=True)
+
+
+ROWS = b"image,question,policy,rating,category\nx.png,q,House rules,Unsafe,O1: Animals\n"
+PLAN: dict[str, object] = {
+    "column": ["image", "question", "policy", "rating", "category"],
+    "target": ["image", "question", "policy", "field", "field"],
+    "split": "train",
+    "question": "",
+}
+OFFER = "Add rows with a policy and known values of rating and category again"
+
+
+class TestVariants:
+    @pytest.fixture
+    def structured(self, session: Session) -> Project:
+        """A project whose answers have fields."""
+        project, _ = factories.structured_project(session)
+        return project
+
+    @pytest.mark.usefixtures("admin")
+    def test_are_chosen_kept_and_told(self, browser: Browser, session: Session, structured: Project) -> None:
+        made = draft(session, structured, ROWS, "x.csv")
+        address = f"/admin/projects/{structured.slug}/imports/{made.id}"
+        shown = browser.get(address).text
+        assert OFFER in shown
+        assert chosen_variants(shown) == dict.fromkeys(CHANGES, False)
+        assert "All other categories strict." in shown
+        asked: list[list[str]] = [["own_allowed", "others_strict", "nonsense"], [], ["own_strict"]]
+        for changes in asked:
+            assert browser.post(f"{address}/plan", {**PLAN, "variant": changes}).status_code == 303
+            session.refresh(made)
+            kept = [change for change in CHANGES if change in changes]
+            assert made.plan["variants"] == kept
+            assert chosen_variants(browser.get(address).text) == {change: change in kept for change in CHANGES}
+        browser.post(f"{address}/plan", {**PLAN, "variant": ["own_strict"], "act": "start"})
+        assert "<dt>Prompts under variants</dt><dd>0</dd>" in browser.get(address).text
+
+    @pytest.mark.usefixtures("admin")
+    def test_stay_when_letters_are_read_anew(self, browser: Browser, session: Session, structured: Project) -> None:
+        made = draft(session, structured, ROWS + "x.png,kişi,House rules,,\n".encode("cp1254"), "x.csv")
+        plan = {**PLAN, "variant": ["others_allowed"], "encoding": "cp1254"}
+        browser.get(f"/admin/projects/{structured.slug}/imports/{made.id}")
+        assert browser.post(f"/admin/projects/{structured.slug}/imports/{made.id}/plan", plan).status_code == 303
+        session.refresh(made)
+        assert (made.plan["encoding"], made.plan["variants"]) == ("cp1254", ["others_allowed"])
+
+    @pytest.mark.usefixtures("admin")
+    def test_need_fields_and_a_policy(self, browser: Browser, session: Session, project: Project) -> None:
+        made = draft(session, project, ROWS, "x.csv")
+        assert OFFER not in browser.get(f"{HERE}/imports/{made.id}").text
+        answer = browser.post(f"{HERE}/imports/{made.id}/plan", {**PLAN, "variant": ["own_strict"]})
+        assert answer.status_code == 422
+        other = factories.make_project(
+            session, answer_fields=factories.ANSWER_FIELDS, template="{policy} Q: {question} A: {answer}"
+        )
+        made = draft(session, other, ROWS, "x.csv")
+        assert OFFER not in browser.get(f"/admin/projects/{other.slug}/imports/{made.id}").text
+        factories.make_policy(session, other)
+        assert OFFER in browser.get(f"/admin/projects/{other.slug}/imports/{made.id}").text
+
+    def test_are_for_admins_who_then_answer_for_the_import(
+        self, browser: Browser, session: Session, structured: Project
+    ) -> None:
+        reviewer = factories.make_member(session, structured, Role.reviewer, user=person(session))
+        made = imports.create_import(
+            session,
+            factories.actor_of(reviewer),
+            structured,
+            filename="x.csv",
+            source=io.BytesIO(ROWS),
+            draft=True,
+        )
+        address = f"/admin/projects/{structured.slug}/imports/{made.id}"
+        browser.sign_in(reviewer)
+        assert OFFER not in browser.get(address).text
+        browser.post(f"{address}/plan", {**PLAN, "variant": ["own_strict"]})
+        session.refresh(made)
+        assert (made.plan["variants"], made.created_by) == ([], reviewer.id)
+        admin = factories.make_admin(session)
+        imports.change_plan(
+            session, admin, made.id, columns={}, split=Split.train, question="", variants=["others_strict"]
+        )
+        assert made.created_by == admin.user_id
+        shown = browser.get(address).text
+        assert chosen_variants(shown)["others_strict"]
+        assert re.search(r"<fieldset[^>]* disabled>", shown)
+        assert "Only admins may choose these." in shown
+        browser.post(f"{address}/plan", PLAN)
+        session.refresh(made)
+        assert made.plan["variants"] == ["others_strict"]
+
+
+def chosen_variants(shown: str) -> dict[str, bool]:
+    """The variants that a page offers, and whether each is chosen."""
+    found = re.findall(r'<input type="checkbox" name="variant" value="(\w+)"( checked)?>', shown)
+    return {value: bool(checked) for value, checked in found}
 
 
 @pytest.mark.usefixtures("admin")
