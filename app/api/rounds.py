@@ -92,7 +92,11 @@ def start_round(session: SessionDep, actor: ActorDep, slug: str) -> Json:
 
 @router.get("/projects/{slug}/rounds/preview")
 def preview_round(session: SessionDep, actor: ActorDep, slug: str) -> dict[str, Any]:
-    """What a round started now would train on, and about how long it would take."""
+    """What a round started now would train on, and about how long it would take.
+
+    With more than 5,000 train prompts in use, `exact` is false: the numbers are estimates, and `rejections` and `pairs`
+    null.
+    """
     project = projects.get_project(session, actor, slug)
     seen = rounds.preview(session, actor, project)
     return {

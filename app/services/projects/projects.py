@@ -255,6 +255,11 @@ class ProjectSettings(BaseModel):
         """The splits whose prompts get candidates from the model."""
         return (Split.train, Split.val) if self.judge_val else (Split.train,)
 
+    @property
+    def learns_rejections(self) -> bool:
+        """Whether rounds learn from what was turned down, too."""
+        return self.objective == "picks_and_rejections"
+
     @field_validator("language")
     @classmethod
     def _check_language(cls, value: str) -> str:

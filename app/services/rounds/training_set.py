@@ -88,7 +88,7 @@ class RowSelection:
     @property
     def learns_rejections(self) -> bool:
         """Whether the rows include what was turned down."""
-        return self.settings.objective == "picks_and_rejections"
+        return self.settings.learns_rejections
 
     @property
     def fields(self) -> AnswerFields | None:

@@ -82,7 +82,10 @@ class RoundsView:
 
 @dataclass(frozen=True, slots=True)
 class PreviewView:
-    """What a round that starts now would train on, or why none can start."""
+    """What a round that starts now would train on, or why none can start.
+
+    `learns_rejections`: what was rejected is learnt from, too; `rejections` is None where it is not counted yet.
+    """
 
     slug: str
     may_manage: bool
@@ -95,6 +98,7 @@ class PreviewView:
     guard: int
     val: int
     heldout: int
+    learns_rejections: bool
     rejections: int | None
     pairs: int | None
     machine: int | None
@@ -241,6 +245,7 @@ def preview(request: Request, session: SessionDep, who: Me, slug: str) -> Respon
         guard=found.n_guard,
         val=found.n_val,
         heldout=found.n_heldout,
+        learns_rejections=settings.learns_rejections,
         rejections=found.n_rejections,
         pairs=found.n_pairs,
         machine=found.n_machine,

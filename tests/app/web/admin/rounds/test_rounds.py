@@ -8,7 +8,11 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app.models import Project, Round, RoundState
+from app.services.kernel.actors import SYSTEM
+from app.services.projects import projects
+from app.services.rounds import estimate
 from tests import factories
+from tests.app.services.feedback import judge
 from tests.app.web.conftest import Browser
 
 
@@ -19,6 +23,25 @@ class TestRounds:
         assert "No explanations have been accepted yet" in preview.text
         browser.get("/admin/projects/scenes/settings")
         assert browser.post("/admin/projects/scenes/rounds").status_code == 409
+
+    @pytest.mark.parametrize("is_large", [False, True])
+    def test_a_preview_says_of_what_was_rejected(
+        self,
+        browser: Browser,
+        session: Session,
+        project: Project,
+        monkeypatch: pytest.MonkeyPatch,
+        is_large: bool,
+    ) -> None:
+        judge(session, project, factories.make_critic(session, project))
+        monkeypatch.setattr(estimate, "COUNTED_PROMPTS", 0 if is_large else 5000)
+        words = "Rejected explanations"
+        assert words not in browser.get("/admin/projects/scenes/rounds/preview").text
+        projects.update_project(session, SYSTEM, project.slug, {"objective": "picks_and_rejections"})
+        shown = browser.get("/admin/projects/scenes/rounds/preview").text
+        assert words in shown
+        assert ("2, 2 of them beside an accepted one" in shown) is not is_large
+        assert ("Counted when the training round starts, as there are many prompts." in shown) is is_large
 
     def test_cancelled(self, browser: Browser, session: Session, project: Project) -> None:
         snapshot = factories.make_snapshot(session, project)
