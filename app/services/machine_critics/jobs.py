@@ -170,8 +170,10 @@ def fail(session: Session, claim: CriticClaim, error: str) -> bool:
     found = CRITIC_JOBS.lock(session, claim.job_id, claim.fence)
     if found is None:
         return False
-    is_cancelled = found.state is CriticState.cancelling
-    _end(session, found, CriticState.cancelled if is_cancelled else CriticState.failed, error=error)
+    if found.state is CriticState.cancelling:
+        _end(session, found, CriticState.cancelled)
+    else:
+        _end(session, found, CriticState.failed, error=error)
     return True
 
 

@@ -107,6 +107,15 @@ class TestLease:
         with pytest.raises(Forbidden):
             jobs.cancel(session, factories.make_critic(session, project), project)
 
+    def test_what_fails_while_it_is_being_cancelled_is_cancelled_without_an_error(self, session: Session) -> None:
+        project = project_after_a_round(session)
+        jobs.list_due(session)
+        held = claim(session)
+        jobs.cancel(session, SYSTEM, project)
+        assert jobs.fail(session, held, "it was killed")
+        [job] = jobs_of(session, project)
+        assert (job.state, job.error) == (CriticState.cancelled, None)
+
 
 class TestFinish:
     def test_the_version_rates_and_is_never_active(self, session: Session) -> None:
