@@ -22,6 +22,7 @@ from illume.scenes.graph import Scene, sample_scene
 from illume.scenes.starter import curriculum as scenes_curriculum
 from illume.scenes.starter.architecture import IMAGE, IMAGE_TOKENS
 from illume.scenes.starter.curriculum import IGNORED, label_patches, scene_texts, to_pixels
+from illume.starter.looks import label_looks
 from illume.starter.texts import ANSWER, RIGHT, Mixture, Parts, Row, Segment, guard_row, pair_row, twins_row
 
 TASKS = ("scenes", "pairs", "guard")
@@ -34,12 +35,13 @@ class Stage:
     `scenes`, `pairs`, `twins` and `guard` are numbers of rows of a step (`twins` belong to the task `pairs`),
     `pictures` of scenes without texts, from which only the recognition of patches is learnt. `lists` is the probability
     of each listing (what is where, how many, which rules count), `owners` that of the list of which picture of a pair
-    shows what, `relations` that of each other list of both pictures, `numbered` that of a list of twins in which each
-    thing follows the number of its picture. `questions` and `rationales` are numbers of texts for each row, the
-    mixtures of rationales those of each task and language. With `misread` the answers of `guard` overlook some kinds
-    (`illume.starter.texts.MISREAD`). `seeing` is the weight of the loss of the patches, `telling` that of which picture
-    each patch is of, where there are two. `rates` are the learning rates at the beginning and at the end, as shares of
-    the peak.
+    shows what, `relations` that of each other list of both pictures, `sets` that of the list and the questions of what
+    they share, `numbered` that of a list of twins in which each thing follows the number of its picture. `questions`
+    and `rationales` are numbers of texts for each row, the mixtures of rationales those of each task and language. With
+    `misread` the answers of `guard` overlook some kinds (`illume.starter.texts.MISREAD`). `seeing` is the weight of the
+    loss of the patches, `telling` that of which picture each patch is of, where there are two, `looks` that of where
+    and when the picture of a patch without a thing was taken. `rates` are the learning rates at the beginning and at
+    the end, as shares of the peak.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Stage:
     lists: float = 0.0
     owners: float = 0.0
     relations: float = 0.0
+    sets: float = 0.0
     numbered: float = 0.0
     questions: int = 4
     rationales: int = 0
@@ -63,13 +66,15 @@ class Stage:
     misread: bool = False
     seeing: float = 0.3
     telling: float = 0.0
+    looks: float = 0.0
 
 
 SEEING = Stage("seeing", steps=900, rates=(1.0, 1.0), pictures=32, seeing=1.0)
 # One picture first, then two, then all: beside the long answers of `guard`, which need little of the picture, a model
 # this small does not come to see where the things are that a question names. Once words find things in one picture,
 # many twins teach in which of two to look; a few among many scenes do not. Questions about two pictures alone teach
-# little, since two in three have one of two answers; lists ask for the same a dozen times a row.
+# little, since two in three have one of two answers; lists ask for the same a dozen times a row. Which of two pictures
+# was taken in a park can be found once the patches of the park are like its word, as those of a dog are like "dog".
 LOOKING = Stage("looking", steps=1300, rates=(0.8, 0.8), scenes=16, lists=0.5)
 DISTINGUISHING = replace(
     LOOKING, name="distinguishing", steps=600, scenes=4, twins=10, numbered=0.7, telling=0.3, seeing=0.2
@@ -77,7 +82,9 @@ DISTINGUISHING = replace(
 COMPARING = replace(
     DISTINGUISHING, name="comparing", steps=1000, pairs=8, twins=3, owners=0.7, numbered=0.5, questions=5
 )
-RELATING = replace(COMPARING, name="relating", steps=1500, twins=2, owners=0.6, relations=0.7)
+RELATING = replace(COMPARING, name="relating", steps=400, twins=2, owners=0.6, relations=0.7)
+ORIENTING = replace(RELATING, name="orienting", steps=1000, looks=0.3)
+MATCHING = replace(ORIENTING, name="matching", steps=1500, twins=1, owners=0.5, relations=0.6, sets=1.0, looks=0.2)
 EXPLAINING = Stage(
     "explaining",
     steps=1500,
@@ -88,9 +95,11 @@ EXPLAINING = Stage(
     lists=0.25,
     owners=0.2,
     relations=0.2,
+    sets=0.3,
     rationales=2,
     seeing=0.2,
     telling=0.1,
+    looks=0.1,
 )
 POLISHING = replace(EXPLAINING, name="polishing", steps=700, rates=(0.6, 0.12), seeing=0.1)
 _MIXTURE = Mixture(right=0.3, circular=0.25)
@@ -102,6 +111,7 @@ MIXING = replace(
     lists=0.0,
     owners=0.0,
     relations=0.0,
+    sets=0.0,
     rationales=3,
     scenes_mixture=_MIXTURE,
     pairs_english=_MIXTURE,
@@ -115,7 +125,18 @@ MIXING = replace(
 class Recipe:
     """Everything that determines the trained model. The stages follow one another."""
 
-    stages: tuple[Stage, ...] = (SEEING, LOOKING, DISTINGUISHING, COMPARING, RELATING, EXPLAINING, POLISHING, MIXING)
+    stages: tuple[Stage, ...] = (
+        SEEING,
+        LOOKING,
+        DISTINGUISHING,
+        COMPARING,
+        RELATING,
+        ORIENTING,
+        MATCHING,
+        EXPLAINING,
+        POLISHING,
+        MIXING,
+    )
     learning_rate: float = 1e-3
     warmup: int = 200
     weight_decay: float = 0.05
@@ -156,6 +177,7 @@ def sample_rows(stage: Stage, rng: random.Random) -> list[tuple[str, Row]]:
             lists=stage.lists,
             owners=stage.owners,
             relations=stage.relations,
+            sets=stage.sets,
             questions=stage.questions,
             rationales=stage.rationales,
             mixtures=mixtures,
@@ -207,7 +229,7 @@ class Batch:
     """Packed rows: sequences of at most `length` tokens with `n` pictures among them."""
 
     pixels: np.ndarray  # (n, 3, 96, 96)
-    patches: np.ndarray  # (n, IMAGE_TOKENS, 3), labels of patches
+    patches: np.ndarray  # (n, IMAGE_TOKENS, 6), labels of patches, the last three those of looks
     ids: np.ndarray  # (sequences, length); IMAGE_TOKENS image tokens for each picture, in the order of `pixels`
     labels: np.ndarray  # (sequences, length), IGNORED for tokens that are no targets
     weights: np.ndarray  # (sequences, length), of targets
@@ -318,7 +340,8 @@ def make_batch(
     def draw(scene: Scene) -> int:
         picture, boxes = draw_scene_with_boxes(scene, sprites, rng)
         pixels.append(to_pixels(picture))
-        patches.append(label_patches(scene, boxes))
+        shown = label_patches(scene, boxes)
+        patches.append(np.concatenate([shown, label_looks(scene, shown)], axis=1))
         return len(pixels) - 1
 
     for _ in range(stage.pictures):

@@ -7,7 +7,7 @@ questions with their answers. Each segment sees those above it and itself, so th
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from illume.fields.policies import Policy
@@ -16,7 +16,7 @@ from illume.guard import rationales as guard_rationales
 from illume.guard.policies import CATEGORIES, Assessment
 from illume.pairs import questions as pair_questions
 from illume.pairs import rationales as pair_rationales
-from illume.pairs.questions import Language, Pair, PairQuestion
+from illume.pairs.questions import Language, Pair, PairQuery, PairQuestion
 from illume.scenes.german import nouns as german
 from illume.scenes.graph import CELLS, Item, Scene, is_well_formed, make_scene, sample_scene
 from illume.scenes.kinds import COLUMNS, KINDS, SETTINGS, TIMES, WEATHERS
@@ -190,6 +190,40 @@ def list_totals(pair: Pair, language: Language, rng: random.Random) -> list[tupl
     ]
 
 
+_ASK_SAME: dict[Language, str] = {"en": "do both pictures show the same?", "de": "zeigen beide Bilder dasselbe?"}
+_SAME: dict[Language, tuple[tuple[str, str, str], tuple[str, str]]] = {
+    "en": (("place", "weather", "time"), ("no", "yes")),
+    "de": (("Ort", "Wetter", "Tageszeit"), ("nein", "ja")),
+}
+
+
+def list_same(pair: Pair, language: Language, rng: random.Random) -> list[tuple[str, str]]:
+    """Whether both pictures show the same place, weather and time of day, in random order."""
+    names, answers = _SAME[language]
+    looks = [(scene.setting, scene.weather, scene.time) for scene in pair]
+    found = [(name, answers[one == two]) for name, one, two in zip(names, *looks, strict=True)]
+    return rng.sample(found, len(found))
+
+
+def name_sets(pair: Pair, language: Language, rng: random.Random) -> list[tuple[str, str]]:
+    """Questions for what only one picture shows, or both, each with one of the things of which that is true.
+
+    Other than those that critics see, they may have more than one right answer.
+    """
+    one, two = (dict.fromkeys(scene.kinds()) for scene in pair)
+    queries = {
+        PairQuery("missing", (), "first"): [kind for kind in one if kind not in two],
+        PairQuery("missing", (), "second"): [kind for kind in two if kind not in one],
+        PairQuery("shared"): [kind for kind in one if kind in two],
+    }
+    asked = [
+        pair_questions.phrase_question(query, rng.choice(kinds), language, rng)
+        for query, kinds in queries.items()
+        if kinds
+    ]
+    return [(question.text, question.answer) for question in asked]
+
+
 def pair_root(language: Language, rng: random.Random, *, ordered: float = 0.75) -> tuple[str, str]:
     """The text with the pictures, and what comes before a question.
 
@@ -211,6 +245,25 @@ def explain_pair(question: PairQuestion, pair: Pair, mixture: Mixture, rng: rand
     )
 
 
+def _teach_pair(
+    pair: Pair, language: Language, rng: random.Random, lists: float, owners: float, relations: float, sets: float
+) -> Iterator[tuple[str, str | list[tuple[str, str]]]]:
+    """What is asked about two pictures beside the questions that critics see, and the answer or the list."""
+    for number, scene in enumerate(pair):
+        for ask, make in zip(_ASK[language], (list_places, list_counts), strict=True):
+            if rng.random() < lists:
+                yield ask[number], make(scene, language, rng)
+    if owners and rng.random() < owners:
+        yield _ASK_OWNERS[language], list_owners(pair, language, rng)
+    if relations:
+        for text, list_them in ((_ASK_OWNERS[language], list_relations), (_ASK_TOTALS[language], list_totals)):
+            if rng.random() < relations:
+                yield text, list_them(pair, language, rng)
+    if sets and rng.random() < sets:
+        yield _ASK_SAME[language], list_same(pair, language, rng)
+        yield from name_sets(pair, language, rng)
+
+
 def pair_row(
     rng: random.Random,
     *,
@@ -220,11 +273,12 @@ def pair_row(
     mixtures: dict[Language, Mixture],
     owners: float = 0.0,
     relations: float = 0.0,
+    sets: float = 0.0,
 ) -> Row:
     """Samples two scenes with `questions` questions in one of the languages, of which `rationales` are explained.
 
     `lists`, `owners` and `relations` are the probabilities of each list of one picture, of the list of which picture
-    shows what, and of each other list of both.
+    shows what, and of each other list of both; `sets` is that of `list_same` and `name_sets`.
     """
     language = rng.choice(pair_questions.LANGUAGES)
     families = pair_questions.FAMILIES
@@ -237,17 +291,10 @@ def pair_row(
         if (more := pair_questions.make_question(pair, family, language, rng)) is not None:
             asked.append(more)
     root, before = pair_root(language, rng)
-    texts: list[Parts] = []
-    for number, scene in enumerate(pair):
-        for ask, make in zip(_ASK[language], (list_places, list_counts), strict=True):
-            if rng.random() < lists:
-                texts.append(listing(f"{before}{ask[number]} A:", make(scene, language, rng)))
-    if owners and rng.random() < owners:
-        texts.append(listing(f"{before}{_ASK_OWNERS[language]} A:", list_owners(pair, language, rng)))
-    if relations:
-        for text, list_them in ((_ASK_OWNERS[language], list_relations), (_ASK_TOTALS[language], list_totals)):
-            if rng.random() < relations:
-                texts.append(listing(f"{before}{text} A:", list_them(pair, language, rng)))
+    texts = [
+        reply(f"{before}{asks} A:", given, ANSWER) if isinstance(given, str) else listing(f"{before}{asks} A:", given)
+        for asks, given in _teach_pair(pair, language, rng, lists, owners, relations, sets)
+    ]
     texts += [reply(f"{before}{one.text} A:", one.answer, ANSWER) for one in asked]
     for one in asked[:rationales]:
         text = explain_pair(one, pair, mixtures[language], rng)

@@ -33,6 +33,7 @@ from illume.scenes.starter.curriculum import IGNORED, prefetch
 from illume.scenes.starter.training import COSINE_SCALE, label_token_ids, make_optimizer, patch_loss
 from illume.starter.architecture import CHAT_TEMPLATE, build_starter, build_tokenizer
 from illume.starter.curriculum import TASKS, Batch, Recipe, make_batch
+from illume.starter.looks import GERMAN_LOOK_LABELS, LOOK_LABELS, look_loss
 
 CHECKPOINT_EVERY = 100  # steps between checkpoints
 REPORT_EVERY = 25  # steps between report lines
@@ -51,32 +52,41 @@ NUMBER_LAYER = 1
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """Token ids of the patches' labels, and of the words of a picture's number, in each language."""
+    """Token ids of the patches' labels, of where and when, and of a picture's number, in each language."""
 
     labels: tuple[tuple[torch.Tensor, ...], ...]
+    looks: tuple[tuple[torch.Tensor, ...], ...]
     numbers: tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """The loss to minimise, those of the patches and of their pictures' numbers, and each task's target tokens.
+    """The loss to minimise, those of the patches' labels, and each task's target tokens.
 
-    The last are the sum of the losses of each task and their number. `numbers` is None without two pictures in a row.
+    The last are the sum of the losses of each task and their number. `numbers` is None without two pictures in a row,
+    and `looks` where it has no weight.
     """
 
     total: torch.Tensor
     patches: torch.Tensor
     numbers: torch.Tensor | None
+    looks: torch.Tensor | None
     sums: torch.Tensor  # (tasks,)
     counts: torch.Tensor  # (tasks,)
 
 
 def compute_losses(
-    model: LlavaForConditionalGeneration, batch: Batch, words: Words, seeing: float, telling: float = 0.0
+    model: LlavaForConditionalGeneration,
+    batch: Batch,
+    words: Words,
+    seeing: float,
+    telling: float = 0.0,
+    looks: float = 0.0,
 ) -> Losses:
     """The weighted mean cross-entropy of all target tokens, plus `seeing` times that of the patches.
 
-    With `telling`, plus so many times that of the number of each patch's picture, where there are two.
+    With `telling`, plus so many times that of the number of each patch's picture, where there are two; with `looks`,
+    plus so many times that of where and when the picture of each bare patch was taken.
     """
     where = model.device
     pixels, patches = (torch.from_numpy(one).to(where) for one in (batch.pixels, batch.patches))
@@ -84,9 +94,14 @@ def compute_losses(
     embed = model.get_input_embeddings()
     parts = [patch_loss(image, [embed(one.to(where)) for one in group], patches) for group in words.labels]
     seen = torch.stack(parts).mean()
+    total, looked = seeing * seen, None
+    if looks:
+        found = [look_loss(image, [embed(one.to(where)) for one in group], patches[..., -3:]) for group in words.looks]
+        looked = torch.stack(found).mean()
+        total = total + looks * looked
     sums, counts = torch.zeros(len(TASKS)), torch.zeros(len(TASKS))
     if not batch.ids.size:
-        return Losses(seeing * seen, seen.detach(), None, sums, counts)
+        return Losses(total, seen.detach(), None, _detached(looked), sums, counts)
     ids, labels, weights, tasks, positions, numbers, mask = (
         torch.from_numpy(one).to(where)
         for one in (batch.ids, batch.labels, batch.weights, batch.tasks, batch.positions, batch.numbers, batch.mask)
@@ -110,10 +125,14 @@ def compute_losses(
     sums = torch.zeros(len(TASKS), device=where).index_add(0, owners, each.detach())
     counts = torch.bincount(owners, minlength=len(TASKS)).float()
     shares = weights[:, 1:][is_target]
-    total = (each * shares).sum() / shares.sum() + seeing * seen
+    total = total + (each * shares).sum() / shares.sum()
     if told is not None:
         total = total + telling * told
-    return Losses(total, seen.detach(), None if told is None else told.detach(), sums, counts)
+    return Losses(total, seen.detach(), _detached(told), _detached(looked), sums, counts)
+
+
+def _detached(loss: torch.Tensor | None) -> torch.Tensor | None:
+    return None if loss is None else loss.detach()
 
 
 def number_loss(
@@ -135,9 +154,10 @@ def number_loss(
 
 
 def find_words(tokenizer: PreTrainedTokenizerFast) -> Words:
-    """The tokens of the patches' labels and of the pictures' numbers, in English and in German."""
+    """The tokens of the labels of patches, looks and pictures' numbers, in English and in German."""
     labels = tuple(label_token_ids(tokenizer)), tuple(label_token_ids(tokenizer, GERMAN_LABELS))
-    return Words(labels, tuple(label_token_ids(tokenizer, NUMBER_WORDS)))
+    looks = tuple(label_token_ids(tokenizer, LOOK_LABELS)), tuple(label_token_ids(tokenizer, GERMAN_LOOK_LABELS))
+    return Words(labels, looks, tuple(label_token_ids(tokenizer, NUMBER_WORDS)))
 
 
 @dataclass(slots=True)
@@ -244,7 +264,7 @@ def _run_steps(
             group["lr"] = recipe.rate_at(step)
         stage, within = recipe.stage_at(step)
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=halves):
-            losses = compute_losses(model, batch, words, stage.seeing, stage.telling)
+            losses = compute_losses(model, batch, words, stage.seeing, stage.telling, stage.looks)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(losses.total)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -272,22 +292,22 @@ class _Meter:
     def __init__(self) -> None:
         self._sums, self._counts = torch.zeros(len(TASKS)), torch.zeros(len(TASKS))
         self._patches: list[float] = []
-        self._numbers: list[float] = []
+        self._others: dict[str, list[float]] = {"numbers": [], "looks": []}
 
     def add(self, losses: Losses) -> None:
         self._sums += losses.sums.cpu()
         self._counts += losses.counts.cpu()
         self._patches.append(losses.patches.item())
-        if losses.numbers is not None:
-            self._numbers.append(losses.numbers.item())
+        for name, values in self._others.items():
+            if (loss := getattr(losses, name)) is not None:
+                values.append(loss.item())
 
     def take(self) -> dict[str, float]:
-        """The mean of each task's target tokens, of the patches and of the pictures' numbers; starts anew."""
+        """The mean of each task's target tokens, of the patches, the pictures' numbers and looks; starts anew."""
         rows = zip(TASKS, self._sums.tolist(), self._counts.tolist(), strict=True)
         means = {task: round(total / number, 4) for task, total, number in rows if number}
         means["patches"] = round(sum(self._patches) / len(self._patches), 4)
-        if self._numbers:
-            means["numbers"] = round(sum(self._numbers) / len(self._numbers), 4)
+        means |= {name: round(sum(values) / len(values), 4) for name, values in self._others.items() if values}
         self.__init__()  # type: ignore[misc]
         return means
 
@@ -305,7 +325,7 @@ def write_curve(folder: Path, content: Mapping[str, Any]) -> None:
     panels = []
     for title, names in (
         ("Texts of a task: cross-entropy of a token", TASKS),
-        ("Patches: cross-entropy", ("patches", "numbers")),
+        ("Patches: cross-entropy", ("patches", "numbers", "looks")),
     ):
         lines = [
             Line(name, [(float(point["step"]), point[name]) for point in points if name in point], marks=False)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from illume.guard.policies import CATEGORIES, parse_answer
 from illume.pairs.making import sample_prompts
-from illume.pairs.questions import LANGUAGES, Language
+from illume.pairs.questions import LANGUAGES, Language, parse_question
 from illume.scenes.emoji import load_sprites
 from illume.scenes.german.nouns import NOUNS
 from illume.scenes.graph import Item, is_well_formed, make_scene
@@ -31,13 +31,17 @@ from illume.starter.texts import (
     list_numbered,
     list_owners,
     list_relations,
+    list_same,
     list_totals,
+    name_sets,
     sample_twins,
     without_misread,
 )
 from illume.starter.training import NUMBER_WORDS, Words, compute_losses, find_words, number_loss
 
-SMALL = replace(EXPLAINING, scenes=1, pairs=2, guard=1, questions=2, lists=1.0, owners=1.0, relations=1.0, rationales=2)
+SMALL = replace(
+    EXPLAINING, scenes=1, pairs=2, guard=1, questions=2, lists=1.0, owners=1.0, relations=1.0, sets=1.0, rationales=2
+)
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +262,23 @@ class TestRows:
         )
         assert dict(list_totals((one, two), "en", random.Random(1))) == {"dog": "three", "crab": "one"}
         assert dict(list_totals((one, two), "de", random.Random(1))) == {"Hund": "drei", "Krabbe": "ein"}
+
+    def test_what_two_pictures_share(self) -> None:
+        one = make_scene("park", "clear", "noon", [Item("dog", "left", "back"), Item("bus", "left", "front")])
+        two = make_scene("park", "clear", "night", [Item("dog", "right", "back"), Item("crab", "right", "front")])
+        assert dict(list_same((one, two), "en", random.Random(1))) == {"place": "yes", "weather": "yes", "time": "no"}
+        assert dict(list_same((one, two), "de", random.Random(1))) == {"Ort": "ja", "Wetter": "ja", "Tageszeit": "nein"}
+        right = {("missing", "first"): "bus", ("missing", "second"): "crab", ("shared", ""): "dog"}
+        for language, words in (("en", {}), ("de", {"bus": "Bus", "crab": "Krabbe", "dog": "Hund"})):
+            found = dict.fromkeys(right)
+            for text, answer in name_sets((one, two), language, random.Random(2)):  # type: ignore[arg-type]
+                asked = parse_question(text)
+                assert asked is not None
+                assert asked[1] == language
+                found[asked[0].family, asked[0].value] = answer
+            assert found == {key: words.get(kind, kind) for key, kind in right.items()}
+        alike = make_scene("desert", "clear", "noon", one.items)
+        assert [answer for _text, answer in name_sets((one, alike), "en", random.Random(2))] in (["dog"], ["bus"])
 
     def test_places_after_the_number_of_the_picture(self) -> None:
         one = make_scene("park", "clear", "noon", [Item("dog", "left", "back"), Item("bus", "right", "front")])
