@@ -110,7 +110,7 @@ class TestNumbersOfPictures:
 
     def test_it_falls_with_the_likeness_to_the_word(self, tokenizer: PreTrainedTokenizerFast) -> None:
         embed = torch.nn.Embedding.from_pretrained(torch.eye(4))
-        words = Words((), (torch.tensor([0, 1]), torch.tensor([2, 3])))
+        words = Words((), (), (torch.tensor([0, 1]), torch.tensor([2, 3])))
         hidden = torch.tensor([[[1.0, 0, 1, 0], [0, 1, 0, 1], [1, 1, 1, 1]]])
         losses = [number_loss(hidden, torch.tensor([[*n, IGNORED]]), words, embed) for n in ((0, 1), (1, 0))]
         right, wrong = (one.item() for one in losses if one is not None)
@@ -277,7 +277,7 @@ class TestRows:
                 assert asked[1] == language
                 found[asked[0].family, asked[0].value] = answer
             assert found == {key: words.get(kind, kind) for key, kind in right.items()}
-        alike = make_scene("desert", "clear", "noon", one.items)
+        alike = make_scene("desert", "clear", "noon", list(one.items))
         assert [answer for _text, answer in name_sets((one, alike), "en", random.Random(2))] in (["dog"], ["bus"])
 
     def test_places_after_the_number_of_the_picture(self) -> None:
