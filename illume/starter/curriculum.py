@@ -36,12 +36,12 @@ class Stage:
     `pictures` of scenes without texts, from which only the recognition of patches is learnt. `lists` is the probability
     of each listing (what is where, how many, which rules count), `owners` that of the list of which picture of a pair
     shows what, `relations` that of each other list of both pictures, `sets` that of the list and the questions of what
-    they share, `numbered` that of a list of twins in which each thing follows the number of its picture. `questions`
-    and `rationales` are numbers of texts for each row, the mixtures of rationales those of each task and language. With
-    `misread` the answers of `guard` overlook some kinds (`illume.starter.texts.MISREAD`). `seeing` is the weight of the
-    loss of the patches, `telling` that of which picture each patch is of, where there are two, `looks` that of where
-    and when the picture of a patch without a thing was taken. `rates` are the learning rates at the beginning and at
-    the end, as shares of the peak.
+    they share, `numbered` that of a list of twins in which each thing follows the number of its picture. `favoured` are
+    the families of questions for which half of the pairs are made. `questions` and `rationales` are numbers of texts
+    for each row, the mixtures of rationales those of each task and language. With `misread` the answers of `guard`
+    overlook some kinds (`illume.starter.texts.MISREAD`). `seeing` is the weight of the loss of the patches, `telling`
+    that of which picture each patch is of, where there are two, `looks` that of where and when the picture of a patch
+    without a thing was taken. `rates` are the learning rates at the beginning and at the end, as shares of the peak.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Stage:
     owners: float = 0.0
     relations: float = 0.0
     sets: float = 0.0
+    favoured: tuple[str, ...] = ()
     numbered: float = 0.0
     questions: int = 4
     rationales: int = 0
@@ -84,7 +85,10 @@ COMPARING = replace(
 )
 RELATING = replace(COMPARING, name="relating", steps=400, twins=2, owners=0.6, relations=0.7)
 ORIENTING = replace(RELATING, name="orienting", steps=1000, looks=0.3)
-MATCHING = replace(ORIENTING, name="matching", steps=1500, twins=1, owners=0.5, relations=0.6, sets=1.0, looks=0.2)
+MATCHING = replace(ORIENTING, name="matching", steps=800, twins=1, owners=0.5, relations=0.6, sets=1.0, looks=0.2)
+PRACTISING = replace(
+    MATCHING, name="practising", steps=1500, favoured=("more", "side", "missing", "shared", "total", "same")
+)
 EXPLAINING = Stage(
     "explaining",
     steps=1500,
@@ -133,6 +137,7 @@ class Recipe:
         RELATING,
         ORIENTING,
         MATCHING,
+        PRACTISING,
         EXPLAINING,
         POLISHING,
         MIXING,
@@ -178,6 +183,7 @@ def sample_rows(stage: Stage, rng: random.Random) -> list[tuple[str, Row]]:
             owners=stage.owners,
             relations=stage.relations,
             sets=stage.sets,
+            favoured=stage.favoured,
             questions=stage.questions,
             rationales=stage.rationales,
             mixtures=mixtures,

@@ -274,15 +274,18 @@ def pair_row(
     owners: float = 0.0,
     relations: float = 0.0,
     sets: float = 0.0,
+    favoured: Sequence[str] = (),
 ) -> Row:
     """Samples two scenes with `questions` questions in one of the languages, of which `rationales` are explained.
 
     `lists`, `owners` and `relations` are the probabilities of each list of one picture, of the list of which picture
     shows what, and of each other list of both; `sets` is that of `list_same` and `name_sets`.
+    The scenes are made for a question of one of the `favoured` families in half of the cases, if there are any.
     """
     language = rng.choice(pair_questions.LANGUAGES)
     families = pair_questions.FAMILIES
-    first = pair_questions.sample_question(rng, rng.choice(families), language)
+    chosen = favoured if favoured and rng.random() < 0.5 else families
+    first = pair_questions.sample_question(rng, rng.choice(chosen), language)
     pair = pair_questions.sample_pair_for(first.query, first.meaning, rng)
     asked = [first]
     for family in rng.sample(families, len(families)):
