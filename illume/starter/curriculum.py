@@ -22,7 +22,7 @@ from illume.scenes.graph import Scene, sample_scene
 from illume.scenes.starter import curriculum as scenes_curriculum
 from illume.scenes.starter.architecture import IMAGE, IMAGE_TOKENS
 from illume.scenes.starter.curriculum import IGNORED, label_patches, scene_texts, to_pixels
-from illume.starter.looks import label_looks
+from illume.starter.looks import label_counts, label_looks, label_shared
 from illume.starter.texts import ANSWER, RIGHT, Mixture, Parts, Row, Segment, guard_row, pair_row, twins_row
 
 TASKS = ("scenes", "pairs", "guard")
@@ -41,7 +41,9 @@ class Stage:
     for each row, the mixtures of rationales those of each task and language. With `misread` the answers of `guard`
     overlook some kinds (`illume.starter.texts.MISREAD`). `seeing` is the weight of the loss of the patches, `telling`
     that of which picture each patch is of, where there are two, `looks` that of where and when the picture of a patch
-    without a thing was taken. `rates` are the learning rates at the beginning and at the end, as shares of the peak.
+    without a thing was taken, `counting` that of how many there are of a patch's thing, `sharing` that of whether the
+    picture before shows the same. `rates` are the learning rates at the beginning and at the end, as shares of the
+    peak.
     """
 
     name: str
@@ -68,6 +70,8 @@ class Stage:
     seeing: float = 0.3
     telling: float = 0.0
     looks: float = 0.0
+    counting: float = 0.0
+    sharing: float = 0.0
 
 
 SEEING = Stage("seeing", steps=900, rates=(1.0, 1.0), pictures=32, seeing=1.0)
@@ -87,7 +91,16 @@ RELATING = replace(COMPARING, name="relating", steps=400, twins=2, owners=0.6, r
 ORIENTING = replace(RELATING, name="orienting", steps=1000, looks=0.3)
 MATCHING = replace(ORIENTING, name="matching", steps=800, twins=1, owners=0.5, relations=0.6, sets=1.0, looks=0.2)
 PRACTISING = replace(
-    MATCHING, name="practising", steps=1500, favoured=("more", "side", "missing", "shared", "total", "same")
+    MATCHING, name="practising", steps=900, favoured=("more", "side", "missing", "shared", "total", "same")
+)
+# So can how many there are, and what is in both, once patches are like the words for that.
+COUNTING = replace(
+    PRACTISING,
+    name="counting",
+    steps=1300,
+    counting=0.3,
+    sharing=0.3,
+    favoured=("more", "missing", "shared", "total", "same"),
 )
 EXPLAINING = Stage(
     "explaining",
@@ -104,6 +117,8 @@ EXPLAINING = Stage(
     seeing=0.2,
     telling=0.1,
     looks=0.1,
+    counting=0.1,
+    sharing=0.1,
 )
 POLISHING = replace(EXPLAINING, name="polishing", steps=700, rates=(0.6, 0.12), seeing=0.1)
 _MIXTURE = Mixture(right=0.3, circular=0.25)
@@ -138,6 +153,7 @@ class Recipe:
         ORIENTING,
         MATCHING,
         PRACTISING,
+        COUNTING,
         EXPLAINING,
         POLISHING,
         MIXING,
@@ -235,7 +251,7 @@ class Batch:
     """Packed rows: sequences of at most `length` tokens with `n` pictures among them."""
 
     pixels: np.ndarray  # (n, 3, 96, 96)
-    patches: np.ndarray  # (n, IMAGE_TOKENS, 6), labels of patches, the last three those of looks
+    patches: np.ndarray  # (n, IMAGE_TOKENS, 8), labels of patches: kind, column, row, three looks, count, shared
     ids: np.ndarray  # (sequences, length); IMAGE_TOKENS image tokens for each picture, in the order of `pixels`
     labels: np.ndarray  # (sequences, length), IGNORED for tokens that are no targets
     weights: np.ndarray  # (sequences, length), of targets
@@ -343,17 +359,18 @@ def make_batch(
     pixels: list[np.ndarray] = []
     patches: list[np.ndarray] = []
 
-    def draw(scene: Scene) -> int:
+    def draw(scene: Scene, before: Scene | None = None) -> int:
         picture, boxes = draw_scene_with_boxes(scene, sprites, rng)
         pixels.append(to_pixels(picture))
         shown = label_patches(scene, boxes)
-        patches.append(np.concatenate([shown, label_looks(scene, shown)], axis=1))
+        more = label_looks(scene, shown), label_counts(scene, shown), label_shared(scene, before, shown)
+        patches.append(np.concatenate([shown, *more], axis=1))
         return len(pixels) - 1
 
     for _ in range(stage.pictures):
         draw(sample_scene(rng))
     encoded = []
     for task, row in sample_rows(stage, rng):
-        numbers = [draw(scene) for scene in row.scenes]
+        numbers = [draw(scene, before) for before, scene in zip((None, *row.scenes), row.scenes, strict=False)]
         encoded.append(encode_row(row, tokenizer, task=TASKS.index(task), pictures=numbers))
     return pack(encoded, np.stack(pixels), np.stack(patches), int(tokenizer.pad_token_id))

@@ -1,4 +1,8 @@
-"""Where and when a picture was taken, as labels of its bare patches, and the loss of features unlike their words."""
+"""What patches learn about the whole picture, and about the one before it, as further labels with their words.
+
+A bare patch learns where and when the picture was taken, one that shows a thing how many of its kind there are, and one
+of a second picture whether the first shows the same.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from illume.scenes.german.nouns import NUMBERS as GERMAN_NUMBERS
 from illume.scenes.german.nouns import SETTING_PHRASES
 from illume.scenes.graph import Scene
-from illume.scenes.kinds import SETTINGS, TIMES, WEATHERS
+from illume.scenes.kinds import KINDS, SETTINGS, TIMES, WEATHERS
 from illume.scenes.starter.curriculum import IGNORED, OBJECT_LABELS
 from illume.scenes.starter.training import COSINE_SCALE
 
@@ -26,6 +31,13 @@ GERMAN_LOOK_LABELS = (
 """The words of LOOKS as questions about two pictures have them, in English and in German."""
 
 
+COUNTS = (("one", "two", "three"), GERMAN_NUMBERS[1:4])
+"""The words of how many there are of a kind, in English and in German."""
+
+SHARED = (("second", "both"), ("zweites", "beide"))
+"""The words of what only the second picture shows, and what both show, in English and in German."""
+
+
 def label_looks(scene: Scene, patches: np.ndarray) -> np.ndarray:
     """The labels of each patch, (IMAGE_TOKENS, 3): classes of LOOKS where it is bare, else IGNORED.
 
@@ -36,17 +48,44 @@ def label_looks(scene: Scene, patches: np.ndarray) -> np.ndarray:
     return np.where(is_bare, look, IGNORED)
 
 
+def label_counts(scene: Scene, patches: np.ndarray) -> np.ndarray:
+    """The label of each patch, (IMAGE_TOKENS, 1): the class of COUNTS of the thing that it shows, else IGNORED."""
+    counts = [min(scene.count(kind), len(COUNTS[0])) for kind in KINDS]
+    return _look_up([*(count - 1 if count else IGNORED for count in counts), IGNORED], patches)
+
+
+def label_shared(scene: Scene, before: Scene | None, patches: np.ndarray) -> np.ndarray:
+    """The label of each patch, (IMAGE_TOKENS, 1): the class of SHARED, IGNORED where there is no picture before.
+
+    A thing is shared if the picture before shows its kind, a bare patch if the settings are the same.
+    """
+    if before is None:
+        return np.full((len(patches), 1), IGNORED)
+    return _look_up([*(int(before.count(kind) > 0) for kind in KINDS), int(before.setting == scene.setting)], patches)
+
+
+def _look_up(of_kind: list[int], patches: np.ndarray) -> np.ndarray:
+    """What holds for the kind that each patch shows, or for "none", the last; IGNORED where that is not known."""
+    shown = patches[:, :1]
+    return np.where(shown == IGNORED, IGNORED, np.array(of_kind)[np.where(shown == IGNORED, 0, shown)])
+
+
+def likeness_loss(
+    features: torch.Tensor, names: torch.Tensor, classes: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Cross-entropy of classes, IGNORED for some, with cosine similarities to the words' embeddings as logits.
+
+    `features` is (..., width), `names` (labels, width), `classes` (...), and `weight` (labels,).
+    """
+    logits = COSINE_SCALE * F.normalize(features.float(), dim=-1) @ F.normalize(names.float(), dim=-1).T
+    return F.cross_entropy(logits.flatten(0, -2), classes.flatten(), weight=weight, ignore_index=IGNORED)
+
+
 def look_loss(image: torch.Tensor, words: Sequence[torch.Tensor], looks: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the labels of each bare patch, with the cosine similarities to the words' embeddings as logits.
+    """The loss of the labels of each bare patch.
 
     `image` is (batch, IMAGE_TOKENS, width), `words` one (labels, width) for each group of LOOKS, and `looks`
     (batch, IMAGE_TOKENS, 3) are the labels.
     """
-    is_bare = looks[..., 0] != IGNORED
-    features = COSINE_SCALE * F.normalize(image[is_bare].float(), dim=-1)
-    classes = looks[is_bare]
-    parts = [
-        F.cross_entropy(features @ F.normalize(names.float(), dim=-1).T, classes[:, index])
-        for index, names in enumerate(words)
-    ]
+    parts = [likeness_loss(image, names, looks[..., index]) for index, names in enumerate(words)]
     return torch.stack(parts).mean()

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.utils._pytree import tree_map
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from illume.figure import Line, Panel, draw
@@ -29,11 +31,11 @@ from illume.scenes.emoji import find_emoji, load_sprites
 from illume.scenes.german.nouns import NOUNS
 from illume.scenes.kinds import KINDS
 from illume.scenes.starter.architecture import build_processor, save_starter
-from illume.scenes.starter.curriculum import IGNORED, prefetch
-from illume.scenes.starter.training import COSINE_SCALE, label_token_ids, make_optimizer, patch_loss
-from illume.starter.architecture import CHAT_TEMPLATE, build_starter, build_tokenizer
-from illume.starter.curriculum import TASKS, Batch, Recipe, make_batch
-from illume.starter.looks import GERMAN_LOOK_LABELS, LOOK_LABELS, look_loss
+from illume.scenes.starter.curriculum import IGNORED, PATCH_LABELS, prefetch
+from illume.scenes.starter.training import label_token_ids, make_optimizer, patch_loss
+from illume.starter.architecture import build_starter, build_tokenizer
+from illume.starter.curriculum import TASKS, Batch, Recipe, Stage, make_batch
+from illume.starter.looks import COUNTS, GERMAN_LOOK_LABELS, LOOK_LABELS, SHARED, likeness_loss, look_loss
 
 CHECKPOINT_EVERY = 100  # steps between checkpoints
 REPORT_EVERY = 25  # steps between report lines
@@ -48,116 +50,99 @@ GERMAN_LABELS = (
 NUMBER_WORDS = (("first", "second"), ("erstes", "zweites"))
 NUMBER_LAYER = 1
 """The layer of text, from 1, after which patches are like the word of their picture's number."""
+SHARED_LAYER = 3
+"""The layer after which patches of a second picture are like the word of what both pictures show, or of theirs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """Token ids of the patches' labels, of where and when, and of a picture's number, in each language."""
+    """Token ids of the labels of patches in each language: kinds and places, looks, counts, numbers, what is shared."""
 
     labels: tuple[tuple[torch.Tensor, ...], ...]
     looks: tuple[tuple[torch.Tensor, ...], ...]
+    counts: tuple[torch.Tensor, ...]
     numbers: tuple[torch.Tensor, ...]
+    shared: tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
     """The loss to minimise, those of the patches' labels, and each task's target tokens.
 
-    The last are the sum of the losses of each task and their number. `numbers` is None without two pictures in a row,
-    and `looks` where it has no weight.
+    The last are the sum of the losses of each task and their number. `others` are those of the labels beside kinds and
+    places that have a weight and are there.
     """
 
     total: torch.Tensor
     patches: torch.Tensor
-    numbers: torch.Tensor | None
-    looks: torch.Tensor | None
+    others: Mapping[str, torch.Tensor]
     sums: torch.Tensor  # (tasks,)
     counts: torch.Tensor  # (tasks,)
 
 
-def compute_losses(
-    model: LlavaForConditionalGeneration,
-    batch: Batch,
-    words: Words,
-    seeing: float,
-    telling: float = 0.0,
-    looks: float = 0.0,
-) -> Losses:
-    """The weighted mean cross-entropy of all target tokens, plus `seeing` times that of the patches.
-
-    With `telling`, plus so many times that of the number of each patch's picture, where there are two; with `looks`,
-    plus so many times that of where and when the picture of each bare patch was taken.
-    """
+def compute_losses(model: LlavaForConditionalGeneration, batch: Batch, words: Words, stage: Stage) -> Losses:
+    """The weighted mean cross-entropy of all target tokens, and those of the patches' labels by the stage's weights."""
     where = model.device
     pixels, patches = (torch.from_numpy(one).to(where) for one in (batch.pixels, batch.patches))
     image = torch.stack(list(model.get_image_features(pixel_values=pixels).pooler_output))
     embed = model.get_input_embeddings()
-    parts = [patch_loss(image, [embed(one.to(where)) for one in group], patches) for group in words.labels]
-    seen = torch.stack(parts).mean()
-    total, looked = seeing * seen, None
-    if looks:
-        found = [look_loss(image, [embed(one.to(where)) for one in group], patches[..., -3:]) for group in words.looks]
-        looked = torch.stack(found).mean()
-        total = total + looks * looked
+
+    def mean(loss: Callable[..., torch.Tensor], features: torch.Tensor, groups: Sequence[Any], labels: Any) -> Any:
+        """The mean over the languages."""
+        named = [tree_map(lambda ids: embed(ids.to(where)), group) for group in groups]
+        return torch.stack([loss(features, names, labels) for names in named]).mean()
+
+    seen = mean(patch_loss, image, words.labels, patches)
+    others: dict[str, torch.Tensor] = {}
+    if stage.looks:
+        others["looks"] = mean(look_loss, image, words.looks, patches[..., 3:6])
+    if stage.counting:
+        others["counts"] = mean(likeness_loss, image, words.counts, patches[..., 6])
     sums, counts = torch.zeros(len(TASKS)), torch.zeros(len(TASKS))
-    if not batch.ids.size:
-        return Losses(total, seen.detach(), None, _detached(looked), sums, counts)
-    ids, labels, weights, tasks, positions, numbers, mask = (
-        torch.from_numpy(one).to(where)
-        for one in (batch.ids, batch.labels, batch.weights, batch.tasks, batch.positions, batch.numbers, batch.mask)
-    )
-    texts = embed(ids)
-    pictures = (ids == model.config.image_token_id).unsqueeze(-1).expand_as(texts)
-    texts = texts.masked_scatter(pictures, image.to(texts.dtype))
-    read = model.model.language_model(
-        inputs_embeds=texts,
-        attention_mask=mask,
-        position_ids=positions,
-        use_cache=False,
-        output_hidden_states=telling > 0,
-    )
-    told = number_loss(read.hidden_states[NUMBER_LAYER], numbers, words, embed) if telling else None
-    hidden = read.last_hidden_state
-    is_target = labels[:, 1:] != IGNORED
-    logits = model.lm_head(hidden[:, :-1][is_target]).float()
-    each = F.cross_entropy(logits, labels[:, 1:][is_target], reduction="none")
-    owners = tasks[:, 1:][is_target]
-    sums = torch.zeros(len(TASKS), device=where).index_add(0, owners, each.detach())
-    counts = torch.bincount(owners, minlength=len(TASKS)).float()
-    shares = weights[:, 1:][is_target]
-    total = total + (each * shares).sum() / shares.sum()
-    if told is not None:
-        total = total + telling * told
-    return Losses(total, seen.detach(), _detached(told), _detached(looked), sums, counts)
-
-
-def _detached(loss: torch.Tensor | None) -> torch.Tensor | None:
-    return None if loss is None else loss.detach()
-
-
-def number_loss(
-    hidden: torch.Tensor, numbers: torch.Tensor, words: Words, embed: torch.nn.Module
-) -> torch.Tensor | None:
-    """Cross-entropy of the number of each patch's picture, with the cosine similarities to its words as logits.
-
-    `hidden` is (sequences, length, width), `numbers` (sequences, length). None where no sequence has two pictures.
-    """
-    is_patch = numbers != IGNORED
-    if not is_patch.any():
-        return None
-    features = COSINE_SCALE * F.normalize(hidden[is_patch].float(), dim=-1)
-    each = [
-        F.cross_entropy(features @ F.normalize(embed(ids.to(hidden.device)).float(), dim=-1).T, numbers[is_patch])
-        for ids in words.numbers
-    ]
-    return torch.stack(each).mean()
+    texts_loss = seen.new_zeros(())
+    if batch.ids.size:
+        ids, labels, weights, tasks, positions, numbers, mask = (
+            torch.from_numpy(one).to(where)
+            for one in (batch.ids, batch.labels, batch.weights, batch.tasks, batch.positions, batch.numbers, batch.mask)
+        )
+        texts = embed(ids)
+        is_picture = ids == model.config.image_token_id
+        texts = texts.masked_scatter(is_picture.unsqueeze(-1).expand_as(texts), image.to(texts.dtype))
+        read = model.model.language_model(
+            inputs_embeds=texts,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+            output_hidden_states=stage.telling > 0 or stage.sharing > 0,
+        )
+        if stage.telling and (numbers != IGNORED).any():
+            others["numbers"] = mean(likeness_loss, read.hidden_states[NUMBER_LAYER], words.numbers, numbers)
+        shared = patches[..., 7].flatten()
+        if stage.sharing and (shared != IGNORED).any():
+            others["shared"] = mean(likeness_loss, read.hidden_states[SHARED_LAYER][is_picture], words.shared, shared)
+        is_target = labels[:, 1:] != IGNORED
+        logits = model.lm_head(read.last_hidden_state[:, :-1][is_target]).float()
+        each = F.cross_entropy(logits, labels[:, 1:][is_target], reduction="none")
+        owners = tasks[:, 1:][is_target]
+        sums = torch.zeros(len(TASKS), device=where).index_add(0, owners, each.detach())
+        counts = torch.bincount(owners, minlength=len(TASKS)).float()
+        shares = weights[:, 1:][is_target]
+        texts_loss = (each * shares).sum() / shares.sum()
+    scale = {"looks": stage.looks, "counts": stage.counting, "numbers": stage.telling, "shared": stage.sharing}
+    total = texts_loss + stage.seeing * seen
+    for name, loss in others.items():
+        total = total + scale[name] * loss
+    return Losses(total, seen.detach(), {name: loss.detach() for name, loss in others.items()}, sums, counts)
 
 
 def find_words(tokenizer: PreTrainedTokenizerFast) -> Words:
-    """The tokens of the labels of patches, looks and pictures' numbers, in English and in German."""
-    labels = tuple(label_token_ids(tokenizer)), tuple(label_token_ids(tokenizer, GERMAN_LABELS))
-    looks = tuple(label_token_ids(tokenizer, LOOK_LABELS)), tuple(label_token_ids(tokenizer, GERMAN_LOOK_LABELS))
-    return Words(labels, looks, tuple(label_token_ids(tokenizer, NUMBER_WORDS)))
+    """The tokens of all labels of patches, in English and in German."""
+    labels, looks = (
+        tuple(tuple(label_token_ids(tokenizer, groups)) for groups in both)
+        for both in ((PATCH_LABELS, GERMAN_LABELS), (LOOK_LABELS, GERMAN_LOOK_LABELS))
+    )
+    counts, numbers, shared = (tuple(label_token_ids(tokenizer, both)) for both in (COUNTS, NUMBER_WORDS, SHARED))
+    return Words(labels, looks, counts, numbers, shared)
 
 
 @dataclass(slots=True)
@@ -199,7 +184,7 @@ def train(
     size = sum(parameter.numel() for parameter in model.parameters())
     report(f"{size:,} parameters, {len(tokenizer)} tokens, {recipe.steps} steps on {where}, from step {progress.step}")
     _run_steps(model, optimizer, tokenizer, sprites, recipe, progress, out, report)
-    save_starter(model.cpu(), build_processor(tokenizer, CHAT_TEMPLATE), out / "model")
+    save_starter(model.cpu(), build_processor(tokenizer), out / "model")
     report(f"saved {out / 'model'} after {progress.seconds / 60:.0f} minutes")
     return out / "model"
 
@@ -226,7 +211,7 @@ def export(out: Path, folder: Path) -> int:
     tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(out / "tokenizer", trust_remote_code=False)
     model = build_starter(tokenizer)
     model.load_state_dict(state["model"])
-    save_starter(model, build_processor(tokenizer, CHAT_TEMPLATE), folder)
+    save_starter(model, build_processor(tokenizer), folder)
     return int(state["progress"]["step"])
 
 
@@ -264,7 +249,7 @@ def _run_steps(
             group["lr"] = recipe.rate_at(step)
         stage, within = recipe.stage_at(step)
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=halves):
-            losses = compute_losses(model, batch, words, stage.seeing, stage.telling, stage.looks)
+            losses = compute_losses(model, batch, words, stage)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(losses.total)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -292,22 +277,21 @@ class _Meter:
     def __init__(self) -> None:
         self._sums, self._counts = torch.zeros(len(TASKS)), torch.zeros(len(TASKS))
         self._patches: list[float] = []
-        self._others: dict[str, list[float]] = {"numbers": [], "looks": []}
+        self._others: dict[str, list[float]] = defaultdict(list)
 
     def add(self, losses: Losses) -> None:
         self._sums += losses.sums.cpu()
         self._counts += losses.counts.cpu()
         self._patches.append(losses.patches.item())
-        for name, values in self._others.items():
-            if (loss := getattr(losses, name)) is not None:
-                values.append(loss.item())
+        for name, loss in losses.others.items():
+            self._others[name].append(loss.item())
 
     def take(self) -> dict[str, float]:
-        """The mean of each task's target tokens, of the patches, the pictures' numbers and looks; starts anew."""
+        """The mean of each task's target tokens, of the patches and of their other labels; starts anew."""
         rows = zip(TASKS, self._sums.tolist(), self._counts.tolist(), strict=True)
         means = {task: round(total / number, 4) for task, total, number in rows if number}
         means["patches"] = round(sum(self._patches) / len(self._patches), 4)
-        means |= {name: round(sum(values) / len(values), 4) for name, values in self._others.items() if values}
+        means |= {name: round(sum(values) / len(values), 4) for name, values in self._others.items()}
         self.__init__()  # type: ignore[misc]
         return means
 
@@ -325,7 +309,7 @@ def write_curve(folder: Path, content: Mapping[str, Any]) -> None:
     panels = []
     for title, names in (
         ("Texts of a task: cross-entropy of a token", TASKS),
-        ("Patches: cross-entropy", ("patches", "numbers", "looks")),
+        ("Patches: cross-entropy", ("patches", "numbers", "looks", "counts", "shared")),
     ):
         lines = [
             Line(name, [(float(point["step"]), point[name]) for point in points if name in point], marks=False)

@@ -6,11 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from illume.scenes.graph import make_scene
+from illume.scenes.graph import CELLS, Item, make_scene
 from illume.scenes.starter.curriculum import IGNORED, OBJECT_LABELS
 from illume.scenes.starter.training import label_token_ids
 from illume.starter.architecture import build_tokenizer
-from illume.starter.looks import GERMAN_LOOK_LABELS, LOOK_LABELS, LOOKS, label_looks, look_loss
+from illume.starter.looks import (
+    COUNTS,
+    GERMAN_LOOK_LABELS,
+    LOOK_LABELS,
+    LOOKS,
+    SHARED,
+    label_counts,
+    label_looks,
+    label_shared,
+    look_loss,
+)
 
 
 def test_labels_are_those_of_bare_patches() -> None:
@@ -22,6 +32,25 @@ def test_labels_are_those_of_bare_patches() -> None:
         look,
         [IGNORED] * 3,
     ]
+
+
+def test_counts_are_those_of_the_things_shown() -> None:
+    items = [Item("dog", *cell) for cell in CELLS[:2]] + [Item("cat", *cell) for cell in CELLS[2:6]]
+    dog, cat, bare = (OBJECT_LABELS.index(name) for name in ("dog", "cat", "none"))
+    patches = np.array([[dog, 0, 0], [cat, 0, 0], [bare, 0, 0], [IGNORED] * 3])
+    found = label_counts(make_scene("park", "rainy", "noon", items), patches)
+    assert found.tolist() == [[1], [2], [IGNORED], [IGNORED]]
+    assert [words[1] for words in COUNTS] == ["two", "zwei"]
+
+
+def test_what_is_shared_with_the_picture_before() -> None:
+    before = make_scene("park", "rainy", "noon", [Item("dog", "left", "back")])
+    dog, cat, bare = (OBJECT_LABELS.index(name) for name in ("dog", "cat", "none"))
+    patches = np.array([[dog, 0, 0], [cat, 0, 0], [bare, 0, 0], [IGNORED] * 3])
+    park, desert = (make_scene(name, "clear", "noon", []) for name in ("park", "desert"))
+    assert label_shared(park, before, patches).tolist() == [[1], [0], [1], [IGNORED]]
+    assert label_shared(desert, before, patches).tolist() == [[1], [0], [0], [IGNORED]]
+    assert label_shared(park, None, patches).tolist() == [[IGNORED]] * 4
 
 
 def test_loss_falls_with_similarity() -> None:
@@ -37,10 +66,16 @@ def test_loss_falls_with_similarity() -> None:
     assert other < 0.01 < 5 < wrong
 
 
-@pytest.mark.parametrize("labels", [LOOK_LABELS, GERMAN_LOOK_LABELS], ids=["English", "German"])
+def test_languages_have_the_same_labels() -> None:
+    for one, two in ((LOOK_LABELS, LOOKS), (GERMAN_LOOK_LABELS, LOOKS), COUNTS, SHARED):
+        assert len(one) == len(two)
+    for english, german in zip(LOOK_LABELS, GERMAN_LOOK_LABELS, strict=True):
+        assert len(english) == len(german)
+
+
+@pytest.mark.parametrize("labels", [LOOK_LABELS, GERMAN_LOOK_LABELS, COUNTS, SHARED])
 def test_words_are_different_single_tokens(labels: tuple[tuple[str, ...], ...]) -> None:
     tokenizer = build_tokenizer(n=700)
     ids = torch.cat(label_token_ids(tokenizer, labels))
     words = [word for group in labels for word in group]
     assert [tokenizer.decode([one]) for one in ids.tolist()] == [f" {word}" for word in words]
-    assert [len(group) for group in labels] == [len(group) for group in LOOKS]
