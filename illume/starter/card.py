@@ -23,14 +23,14 @@ TITLES = {
 }
 """The measures of `illume.starter.scoring`, in the order of the card."""
 
-COUNTS = ("pictures", "scenes", "pairs", "twins", "guard")
+COUNTS = ("pictures", "scenes", "crowds", "pairs", "twins", "guard")
 
 
 def recipe_table(curve: Mapping[str, Any]) -> str:
     """The stages of the recipe that a run's `curve.json` names, and how long the run took."""
     lines = [
-        "| stage | steps | pictures alone | scenes | pairs | twins | guard | learning rate |",
-        "|---|---|---|---|---|---|---|---|",
+        "| stage | steps | pictures alone | scenes | crowds | pairs | twins | guard | learning rate |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     recipe = curve["recipe"]
     for stage in recipe["stages"]:

@@ -23,7 +23,7 @@ from illume.scenes.starter import curriculum as scenes_curriculum
 from illume.scenes.starter.architecture import IMAGE, IMAGE_TOKENS
 from illume.scenes.starter.curriculum import IGNORED, label_patches, scene_texts, to_pixels
 from illume.starter.looks import label_counts, label_looks, label_shared
-from illume.starter.texts import ANSWER, RIGHT, Mixture, Parts, Row, Segment, guard_row, pair_row, twins_row
+from illume.starter.texts import ANSWER, RIGHT, Mixture, Parts, Row, Segment, crowd_row, guard_row, pair_row, twins_row
 
 TASKS = ("scenes", "pairs", "guard")
 
@@ -32,18 +32,18 @@ TASKS = ("scenes", "pairs", "guard")
 class Stage:
     """A stage of the training run.
 
-    `scenes`, `pairs`, `twins` and `guard` are numbers of rows of a step (`twins` belong to the task `pairs`),
-    `pictures` of scenes without texts, from which only the recognition of patches is learnt. `lists` is the probability
-    of each listing (what is where, how many, which rules count), `owners` that of the list of which picture of a pair
-    shows what, `relations` that of each other list of both pictures, `sets` that of the list and the questions of what
-    they share, `numbered` that of a list of twins in which each thing follows the number of its picture. `favoured` are
-    the families of questions for which half of the pairs are made. `questions` and `rationales` are numbers of texts
-    for each row, the mixtures of rationales those of each task and language. With `misread` the answers of `guard`
-    overlook some kinds (`illume.starter.texts.MISREAD`). `seeing` is the weight of the loss of the patches, `telling`
-    that of which picture each patch is of, where there are two, `looks` that of where and when the picture of a patch
-    without a thing was taken, `counting` that of how many there are of a patch's thing, `sharing` that of whether the
-    picture before shows the same. `rates` are the learning rates at the beginning and at the end, as shares of the
-    peak.
+    `scenes`, `pairs`, `twins`, `guard` and `crowds` are numbers of rows of a step (`twins` belong to the task `pairs`,
+    `crowds` to `scenes`), `pictures` of scenes without texts, from which only the recognition of patches is learnt.
+    `lists` is the probability of each listing (what is where, how many, which rules count), `owners` that of the list
+    of which picture of a pair shows what, `relations` that of each other list of both pictures, `sets` that of the list
+    and the questions of what they share, `numbered` that of a list of twins in which each thing follows the number of
+    its picture. `favoured` are the families of questions for which half of the pairs are made. `questions` and
+    `rationales` are numbers of texts for each row, the mixtures of rationales those of each task and language. With
+    `misread` the answers of `guard` overlook some kinds (`illume.starter.texts.MISREAD`). `seeing` is the weight of the
+    loss of the patches, `telling` that of which picture each patch is of, where there are two, `looks` that of where
+    and when the picture of a patch without a thing was taken, `counting` that of how many there are of a patch's thing,
+    `sharing` that of whether the picture before shows the same. `rates` are the learning rates at the beginning and at
+    the end, as shares of the peak.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Stage:
     pairs: int = 0
     twins: int = 0
     guard: int = 0
+    crowds: int = 0
     lists: float = 0.0
     owners: float = 0.0
     relations: float = 0.0
@@ -97,11 +98,12 @@ PRACTISING = replace(
 COUNTING = replace(
     PRACTISING,
     name="counting",
-    steps=1300,
+    steps=800,
     counting=0.3,
     sharing=0.3,
     favoured=("more", "missing", "shared", "total", "same"),
 )
+CROWDING = replace(COUNTING, name="crowding", steps=900, crowds=12, pairs=7)
 EXPLAINING = Stage(
     "explaining",
     steps=1500,
@@ -109,6 +111,7 @@ EXPLAINING = Stage(
     scenes=5,
     pairs=6,
     guard=6,
+    crowds=2,
     lists=0.25,
     owners=0.2,
     relations=0.2,
@@ -127,6 +130,7 @@ MIXING = replace(
     name="mixing",
     steps=400,
     rates=(0.12, 0.01),
+    crowds=0,
     lists=0.0,
     owners=0.0,
     relations=0.0,
@@ -154,6 +158,7 @@ class Recipe:
         MATCHING,
         PRACTISING,
         COUNTING,
+        CROWDING,
         EXPLAINING,
         POLISHING,
         MIXING,
@@ -206,6 +211,7 @@ def sample_rows(stage: Stage, rng: random.Random) -> list[tuple[str, Row]]:
         )
         rows.append(("pairs", row))
     rows += [("pairs", twins_row(rng, numbered=stage.numbered)) for _ in range(stage.twins)]
+    rows += [("scenes", crowd_row(rng)) for _ in range(stage.crowds)]
     for _ in range(stage.guard):
         row = guard_row(
             rng,

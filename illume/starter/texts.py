@@ -17,6 +17,7 @@ from illume.guard.policies import CATEGORIES, Assessment
 from illume.pairs import questions as pair_questions
 from illume.pairs import rationales as pair_rationales
 from illume.pairs.questions import Language, Pair, PairQuery, PairQuestion
+from illume.scenes import questions as scene_questions
 from illume.scenes.german import nouns as german
 from illume.scenes.graph import CELLS, Item, Scene, is_well_formed, make_scene, sample_scene
 from illume.scenes.kinds import COLUMNS, KINDS, SETTINGS, TIMES, WEATHERS
@@ -303,6 +304,34 @@ def pair_row(
         text = explain_pair(one, pair, mixtures[language], rng)
         texts.append(reply(f"{before}{one.text} A: {one.answer}, seeing that", text))
     return Row(pair, (Segment(((root, 0.0),), None), *(Segment(parts, 0) for parts in texts)))
+
+
+_COUNT: dict[Language, str] = {"en": "how many of each?", "de": "wie viele wovon?"}
+
+
+def sample_crowd(rng: random.Random) -> Scene:
+    """Samples a scene of two or three kinds, with up to three things of each."""
+    kinds = rng.sample(list(KINDS), rng.choice((2, 3)))
+    counts = [rng.choice((1, 2, 3)) for _ in kinds]
+    while sum(counts) > len(CELLS):
+        counts[rng.randrange(len(counts))] = 1
+    cells = iter(rng.sample(CELLS, sum(counts)))
+    items = [Item(kind, *next(cells)) for kind, count in zip(kinds, counts, strict=True) for _ in range(count)]
+    look = sample_scene(rng)
+    return make_scene(look.setting, look.weather, look.time, items)
+
+
+def crowd_row(rng: random.Random) -> Row:
+    """Samples a scene with several things of a kind, whose numbers are listed, and asked for where it is in English."""
+    scene = sample_crowd(rng)
+    language = rng.choice(pair_questions.LANGUAGES)
+    texts = [listing(f"Q: {_COUNT[language]} A:", list_counts(scene, language, rng))]
+    if language == "en":
+        for kind in scene.kinds():
+            wording = rng.choice(scene_questions.WORDINGS["count"])
+            asked = wording.format(kinds=KINDS[kind].plural)
+            texts.append(reply(f"Q: {asked} A:", NUMBERS[scene.count(kind)], ANSWER))
+    return Row((scene,), (Segment(((IMAGE, 0.0),), None), *(Segment(parts, 0) for parts in texts)))
 
 
 def sample_twins(rng: random.Random) -> Pair:

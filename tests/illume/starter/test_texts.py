@@ -17,8 +17,11 @@ from illume.pairs.making import sample_prompts
 from illume.pairs.questions import LANGUAGES, Language, parse_question
 from illume.scenes.emoji import load_sprites
 from illume.scenes.german.nouns import NOUNS
+from illume.scenes.german.nouns import NUMBERS as GERMAN_NUMBERS
 from illume.scenes.graph import Item, is_well_formed, make_scene
 from illume.scenes.kinds import KINDS
+from illume.scenes.questions import NUMBERS
+from illume.scenes.questions import parse_question as parse_scene_question
 from illume.scenes.starter.architecture import IMAGE, IMAGE_TOKENS, build_processor
 from illume.scenes.starter.curriculum import IGNORED
 from illume.starter.architecture import CHAT_TEMPLATE, CONTEXT, build_starter, build_tokenizer
@@ -27,6 +30,7 @@ from illume.starter.texts import (
     GERMAN_WORDS,
     MISREAD,
     Mixture,
+    crowd_row,
     guard_row,
     list_numbered,
     list_owners,
@@ -212,6 +216,25 @@ class TestRows:
             places = [{item.kind: item.place for item in scene.items if scene.only(item.kind)} for scene in (one, two)]
             both = places[0].keys() & places[1].keys()
             assert all(places[0][kind] != places[1][kind] for kind in both)
+
+    def test_crowds_have_several_of_a_kind_and_say_how_many(self) -> None:
+        counts = set()
+        for seed in range(60):
+            row = crowd_row(random.Random(seed))
+            (scene,) = row.scenes
+            assert len(scene.kinds()) in (2, 3)
+            counts |= {scene.count(kind) for kind in scene.kinds()}
+            listed = row.segments[1].parts
+            for (given, _), (number, weight) in zip(listed[1:-1:2], listed[2:-1:2], strict=True):
+                english = next(k for k in KINDS if given.strip() in (k, NOUNS[k].singular))
+                numbers = NUMBERS if listed[0][0] == "Q: how many of each? A:" else GERMAN_NUMBERS
+                assert (number.strip(), weight) == (numbers[scene.count(english)], 1.0)
+            for question in row.segments[2:]:
+                (asked, _), (said, _) = question.parts
+                query = parse_scene_question(asked.removeprefix("Q: ").removesuffix(" A:"))
+                assert query is not None
+                assert said == f" {NUMBERS[scene.count(query.kinds[0])]}<eos>"
+        assert counts == {1, 2, 3}
 
     def test_which_picture_shows_what(self) -> None:
         one = make_scene("park", "clear", "noon", [Item("dog", "left", "back"), Item("bus", "right", "front")])
