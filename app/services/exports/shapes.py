@@ -384,11 +384,11 @@ def answer_rows(records: Sequence[Record], outcomes: Sequence[Outcome], shape: S
     if shape.fields is None:
         return []
     made = [
-        (_answer_row(judged.record, one, shape.fields) | {"critic": judged.critic}, one)
+        ({"critic": judged.critic, "columns": _answer_row(judged.record, one, shape.fields)}, one)
         for judged in judge_ballots(records, outcomes, shape)
         for one in judged.accepted + judged.own
     ]
-    rows = deduplicate(made, is_exact=True)
+    rows = [row["columns"] for row in deduplicate(made, is_exact=True)]
     columns = answer_columns(shape.fields)
     return [
         {name: f"{row['prompt']}-{position}" if name == "id" else row[name] for name in columns}
@@ -573,7 +573,7 @@ def dataset_info(name: str, file_name: str, task: Task) -> dict[str, Any]:
 
 def image_paths(row: Record) -> list[str]:
     """The paths of a row's images. Rows of `fields` name images by their hashes only."""
-    if "images" in row or "parts" not in row:
+    if not isinstance(row.get("parts"), str):  # those of `answers` are JSON
         return [image if isinstance(image, str) else image["path"] for image in row.get("images", ())]
     if row["image"]:
         return [row["image"]]

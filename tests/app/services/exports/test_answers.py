@@ -28,15 +28,20 @@ from tests.conftest import CommittedDatabase
 OWN, OTHER = factories.CATEGORIES
 HARD = 'a "knife",\nnext to it: 狗, "كلب"'
 NAMES = ["id", "prompt", "split", "image", "question", "parts", "rating", "category", "rationale", "policy"]
+TEXTS = (factories.answer("a cat", category=OWN), factories.answer(HARD, rating="Safe", category="NA"))
 SAID: dict[str, str | None] = {"rating": "Unsafe", "category": OTHER}
 
 
 def judge(
-    session: Session, prompt: Prompt, *said: dict[str, str | None], picks: Sequence[int] = (0,), own: str | None = None
+    session: Session,
+    prompt: Prompt,
+    *said: dict[str, str | None],
+    picks: Sequence[int] = (0,),
+    own: str | None = None,
+    texts: Sequence[str] = TEXTS,
 ) -> None:
-    """Verdicts of as many critics, with these fields and the same picks among two candidates."""
+    """Verdicts of as many critics, with these fields and the same picks among some candidates."""
     project = session.get_one(Project, prompt.project_id)
-    texts = [factories.answer("a cat", category=OWN), factories.answer(HARD, rating="Safe", category="NA")]
     offered = factories.make_candidate_set(
         session, project, prompt=prompt, texts=texts, state=CandidateSetState.judged, slots=len(said)
     )
@@ -174,6 +179,21 @@ def test_what_cannot_be_a_table_is_refused(committed_db: CommittedDatabase) -> N
         project, _ = factories.structured_project(session)
         with pytest.raises(ValueError, match="no flat table"):
             list(export_plan.file_pages(planned(session, project, format=Format.sft), as_csv=True))
+
+
+def test_fields_may_have_the_names_of_columns_of_other_formats(committed_db: CommittedDatabase) -> None:
+    names = {"rating": "critic", "category": "images"}
+    named = [{**one, "name": names.get(str(one["name"]), one["name"])} for one in factories.ANSWER_FIELDS]
+    with committed_db.sessions() as session:
+        project, policy = factories.structured_project(session, answer_fields=named)
+        prompt = factories.make_prompt(session, project, images=[picture(session)], policy=policy, answer=None)
+        texts = [json.dumps({names.get(name, name): value for name, value in json.loads(TEXTS[0]).items()})]
+        judge(session, prompt, {names[name]: value for name, value in SAID.items()}, texts=texts)
+        plan = planned(session, project)
+        [row] = lines(plan)
+        assert (row["critic"], row["images"]) == ("Unsafe", OTHER)
+        data = b"".join(write_parquet(export_plan.row_pages(plan), plan.shape, embed=True))
+        assert pq.read_table(io.BytesIO(data)).to_pylist()[0]["image"]["bytes"] is not None
 
 
 def test_types_have_the_columns_of_the_fields(committed_db: CommittedDatabase) -> None:
