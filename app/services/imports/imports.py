@@ -181,12 +181,20 @@ def list_columns(rows: Iterable[TableRow]) -> list[str]:
 
 
 def start_import(session: Session, actor: Actor, import_id: int) -> Import:
-    """Queue a draft. Raises `Conflict` if it is no longer a draft, and `Invalid` if every row would be rejected."""
+    """Queue a draft. One that needs the right of an admin is started by an admin, and runs in their name.
+
+    Raises `Conflict` if it is no longer a draft, `Forbidden`, and `Invalid` if every row would be rejected.
+    """
     found = get_import(session, actor, import_id)
     session.refresh(found, with_for_update=True)
     if found.state is not ImportState.draft:
         raise Conflict(_("This import has already been started."))
-    missing = find_missing(ImportPlan.from_json(found.plan))
+    plan = ImportPlan.from_json(found.plan)
+    if plan.needs_admin:
+        require(session, actor, session.get_one(Project, found.project_id), Right.administers)
+        # Others may have changed the draft since: who starts it has seen what it is now, and answers for it.
+        found.created_by = actor.stored_id
+    missing = find_missing(plan)
     if missing:
         raise Invalid(missing, field="mapping")
     found.state = ImportState.queued
@@ -213,6 +221,7 @@ def change_plan(
     `variants` are as in `create_import`; None leaves them as they are. Raises `Invalid`, `Conflict`, `Forbidden`.
     """
     found = get_import(session, actor, import_id)
+    session.refresh(found, with_for_update=True)
     if found.state is not ImportState.draft:
         raise Conflict(_("This import has already been started: import the file again with other columns."))
     plan = ImportPlan.from_json(found.plan)
@@ -231,8 +240,6 @@ def change_plan(
     changed = replace(changed, propose_val=propose_val, scale_down=scale_down, variants=chosen)
     if variants:
         _check_variants(session, actor, project, changed)
-        # Prompts under variants need the right of an admin, whoever uploaded the file.
-        found.created_by = actor.stored_id
     found.plan = changed.as_json()
     session.flush()
     return found

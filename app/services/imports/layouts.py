@@ -175,6 +175,11 @@ class ImportPlan:
         return self.propose_val and self.split is Split.train and not self.layout.is_of_records
 
     @property
+    def needs_admin(self) -> bool:
+        """Whether only an admin may start the import: it adds variants of policies, or verdicts of others."""
+        return bool(self.variants) or self.layout.is_of_records
+
+    @property
     def lacks_split(self) -> bool:
         """Whether these are prompts of one's own of which no column is the split; known data sets have val files."""
         return self.layout is Layout.own and Target.split_name not in self.columns.values()

@@ -87,7 +87,8 @@ class DraftView:
     """The preview of an import. `encodings` can be chosen from, by name and label, where the guess is unsure.
 
     `variants` are the changes of policies under which prompts can be added as well, each with its words and whether it
-    is chosen; there are none where they cannot be chosen. Only an admin may choose others.
+    is chosen; there are none where they cannot be chosen. Only an admin may choose others. `needs_admin`: only an admin
+    may start the import.
     """
 
     layout: str
@@ -104,6 +105,7 @@ class DraftView:
     val_words: str
     scale_down: bool
     variants: tuple[tuple[str, str, bool], ...]
+    needs_admin: bool
     question: str
     rows: tuple[DraftRow, ...]
     wrong: int
@@ -141,6 +143,7 @@ def draft_view(found: Import, problem: str, *, offers_variants: bool = False) ->
         val_words=val_words,
         scale_down=plan.scale_down,
         variants=list_variants(plan) if offers_variants or plan.variants else (),
+        needs_admin=plan.needs_admin,
         question=plan.question or "",
         rows=tuple(draft_row(plan, one) for one in previewed),
         wrong=sum(bool(one.problem) for one in previewed),

@@ -324,6 +324,9 @@ def test_only_admins_bring_verdicts_of_others(committed_db: CommittedDatabase, p
         reviewer = factories.actor_of(factories.make_member(session, project, Role.reviewer))
         with pytest.raises(Forbidden):
             imports.create_import(session, reviewer, project, filename="a.json", source=io.BytesIO(rows))
+        prepared = make(committed_db, project, rows, "a.json", draft=True)
+        with pytest.raises(Forbidden):
+            imports.start_import(session, reviewer, prepared)
 
 
 def test_a_draft_shows_what_is_missing(committed_db: CommittedDatabase, project: Project) -> None:

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import select
 
-from app.errors import Forbidden, Invalid
-from app.models import Candidate, PolicyVersion, Project, Prompt, Role, Split, Verdict
+from app.errors import Conflict, Forbidden, Invalid
+from app.models import Candidate, ImportState, PolicyVersion, Project, Prompt, Role, Split, Verdict
 from app.services.imports import imports
 from app.services.imports.running import run_import
 from app.services.kernel.actors import SYSTEM, Actor
 from app.services.projects import policies
 from tests import factories
-from tests.app.services.imports.importing import problems, prompts_of, run, stored_image, table
+from tests.app.services.imports.importing import make, problems, prompts_of, run, stored_image, table
 from tests.conftest import CommittedDatabase
 
 OWN, OTHER = factories.CATEGORIES
@@ -90,13 +90,28 @@ def test_an_admin_adds_variants_to_what_a_reviewer_uploaded(committed_db: Commit
         made = imports.create_import(session, reviewer, project, filename="a.jsonl", source=data, draft=True).id
         with pytest.raises(Forbidden):
             imports.change_plan(session, reviewer, made, **plan, variants=("own_allowed",))
-        imports.change_plan(session, factories.make_admin(session), made, **plan, variants=("own_allowed",))
-        imports.change_plan(session, reviewer, made, **plan)  # leaves them as they are
-        imports.start_import(session, reviewer, made)
+        admin = factories.make_admin(session)
+        imports.change_plan(session, admin, made, **plan, variants=("own_allowed",))
+        changed = imports.change_plan(session, reviewer, made, **plan)  # leaves them as they are
+        with pytest.raises(Forbidden):
+            imports.start_import(session, reviewer, made)
+        assert (changed.state, changed.created_by) == (ImportState.draft, reviewer.user_id)
+        assert imports.start_import(session, admin, made).created_by == admin.user_id
     run_import(made, worker="w", check=lambda: None)
     with committed_db.sessions() as session:
         found = imports.get_import(session, SYSTEM, made)
         assert (found.added, found.rejected, imports.variants_added(found)) == (2, 0, 1)
+
+
+def test_a_draft_that_was_started_meanwhile_is_not_changed(committed_db: CommittedDatabase, project: Project) -> None:
+    data = table(*rows(stored_image(committed_db)))
+    made = make(committed_db, project, data, "a.jsonl", draft=True)
+    with committed_db.sessions() as late, committed_db.sessions() as early:
+        imports.get_import(late, SYSTEM, made)
+        imports.start_import(early, SYSTEM, made)
+        early.commit()
+        with pytest.raises(Conflict):
+            imports.change_plan(late, SYSTEM, made, columns={}, split=Split.train, question="Is it safe?")
 
 
 def test_variants_need_fields_and_an_admin(committed_db: CommittedDatabase, project: Project) -> None:

@@ -154,9 +154,7 @@ class TestVariants:
         factories.make_policy(session, other)
         assert OFFER in browser.get(f"/admin/projects/{other.slug}/imports/{made.id}").text
 
-    def test_are_for_admins_who_then_answer_for_the_import(
-        self, browser: Browser, session: Session, structured: Project
-    ) -> None:
+    def test_are_for_admins_who_start_the_import(self, browser: Browser, session: Session, structured: Project) -> None:
         reviewer = factories.make_member(session, structured, Role.reviewer, user=person(session))
         made = imports.create_import(
             session,
@@ -176,14 +174,18 @@ class TestVariants:
         imports.change_plan(
             session, admin, made.id, columns={}, split=Split.train, question="", variants=["others_strict"]
         )
-        assert made.created_by == admin.user_id
         shown = browser.get(address).text
         assert chosen_variants(shown)["others_strict"]
         assert re.search(r"<fieldset[^>]* disabled>", shown)
         assert "Only admins may choose these." in shown
+        assert "Only admins may start this import." in shown
+        assert "Start import" not in shown
         browser.post(f"{address}/plan", PLAN)
         session.refresh(made)
-        assert made.plan["variants"] == ["others_strict"]
+        assert (made.plan["variants"], made.created_by) == (["others_strict"], reviewer.id)
+        assert browser.post(f"{address}/plan", {**PLAN, "act": "start"}).status_code == 403
+        session.refresh(made)
+        assert made.state is ImportState.draft
 
 
 def chosen_variants(shown: str) -> dict[str, bool]:
