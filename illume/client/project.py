@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas
     import polars
 
-Format = Literal["records", "sft", "preference", "kto", "sharegpt", "fields"]
+Format = Literal["records", "sft", "preference", "kto", "sharegpt", "fields", "answers"]
 Kind = Literal["picked", "none_fit", "skipped", "flagged"]
 Split = Literal["train", "val", "test"]
 POLL_SECONDS = 2.0

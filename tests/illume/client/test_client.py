@@ -369,6 +369,9 @@ class TestStructuredAnswers:
         rows = list(rules.rows("fields"))
         assert {row["field"] for row in rows} == {"rating", "category"}
         assert len(rules.dataset("fields")) == len(rows)
+        [accepted] = rules.rows("answers")
+        assert (accepted["rating"], accepted["rationale"]) == ("Unsafe", "a cat")
+        assert rules.dataset("answers").iloc[0]["rationale"] == "a cat"
 
 
 class TestDatasets:
