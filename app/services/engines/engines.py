@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
@@ -87,10 +88,20 @@ def add_engine(
 
 
 def change_engine(session: Session, actor: Actor, engine_id: int, changes: Mapping[str, Any]) -> Engine:
-    """Change a model server, and have it probed again. An empty `api_key` removes the key. Raises `Invalid`."""
+    """Change a model server, and have it probed again. An empty `api_key` removes the key.
+
+    The key that is stored is not sent to another host: with a new one `changes` has an `api_key`. Raises `Invalid`.
+    """
     found = get_engine(session, actor, engine_id)
     if changes.get("base_url") is not None:
-        found.base_url = check_address(changes["base_url"])
+        address = check_address(changes["base_url"])
+        is_other = urlsplit(address)[:2] != urlsplit(found.base_url)[:2]
+        if is_other and found.sealed_key is not None and changes.get("api_key") is None:
+            raise Invalid(
+                _("The key that is stored was given for another address. Enter the key for this one, or remove it."),
+                field="api_key",
+            )
+        found.base_url = address
     if "adapters_path" in changes:
         found.adapters_path = check_path(changes["adapters_path"])
     if changes.get("model") is not None:

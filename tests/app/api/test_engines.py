@@ -50,6 +50,18 @@ class TestEngines:
         assert "secret-7" not in f"{made.text}{stored.sealed_key}{audit}"
         assert keys.open_key(stored) == "secret-7"
 
+    def test_a_key_is_not_sent_to_another_host(self, admin: TestClient, session: Session) -> None:
+        path = f"/api/v1/engines/{admin.post('/api/v1/engines', json=BODY).json()['id']}"
+        refused = admin.patch(path, json={"base_url": "https://9.9.9.9"})
+        assert (refused.status_code, refused.json()["field"]) == (422, "api_key")
+        assert admin.get(path).json()["base_url"] == "https://8.8.8.8"
+        assert admin.patch(path, json={"base_url": "https://8.8.8.8/inner"}).json()["has_key"]
+        moved = admin.patch(path, json={"base_url": "https://9.9.9.9", "api_key": "secret-9"})
+        assert (moved.status_code, moved.json()["has_key"]) == (200, True)
+        gone = admin.patch(path, json={"base_url": "https://9.9.9.9:8443", "api_key": ""})
+        assert (gone.status_code, gone.json()["has_key"]) == (200, False)
+        assert admin.patch(path, json={"base_url": "https://8.8.4.4"}).status_code == 200
+
     def test_a_key_of_another_installation(
         self, admin: TestClient, session: Session, monkeypatch: pytest.MonkeyPatch
     ) -> None:
