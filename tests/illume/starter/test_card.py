@@ -33,7 +33,7 @@ def test_scores() -> None:
 
 def test_recipe() -> None:
     text = recipe_table(CURVE)
-    assert "| seeing | 900 | 32 | 0 | 0 | 0 | 0 | 1.0e-03 |" in text
+    assert "| seeing | 900 | 32 | 0 | 0 | 0 | 0 | 0 | 1.0e-03 |" in text
     assert text.endswith("900 steps took 1.5 hours.")
 
 

@@ -111,7 +111,7 @@ class TestNumbersOfPictures:
         assert [(batch.numbers == number).sum() for number in (0, 1)] == [IMAGE_TOKENS * SMALL.pairs] * 2
         told = [number for number in batch.numbers.flatten() if number != IGNORED]
         assert told == ([0] * IMAGE_TOKENS + [1] * IMAGE_TOKENS) * SMALL.pairs
-        assert (batch.numbers[is_image] == IGNORED).sum() == IMAGE_TOKENS * (SMALL.scenes + SMALL.guard)
+        assert (batch.numbers[is_image] == IGNORED).sum() == IMAGE_TOKENS * (SMALL.scenes + SMALL.guard + SMALL.crowds)
 
     def test_its_words_are_single_tokens(self, tokenizer: PreTrainedTokenizerFast) -> None:
         ids = torch.cat(find_words(tokenizer).numbers)
