@@ -30,7 +30,6 @@ GERMAN_LOOK_LABELS = (
 )
 """The words of LOOKS as questions about two pictures have them, in English and in German."""
 
-
 COUNTS = (("one", "two", "three"), GERMAN_NUMBERS[1:4])
 """The words of how many there are of a kind, in English and in German."""
 

@@ -33,7 +33,7 @@ from illume.scenes.kinds import KINDS
 from illume.scenes.starter.architecture import build_processor, save_starter
 from illume.scenes.starter.curriculum import IGNORED, PATCH_LABELS, prefetch
 from illume.scenes.starter.training import label_token_ids, make_optimizer, patch_loss
-from illume.starter.architecture import build_starter, build_tokenizer
+from illume.starter.architecture import CHAT_TEMPLATE, build_starter, build_tokenizer
 from illume.starter.curriculum import TASKS, Batch, Recipe, Stage, make_batch
 from illume.starter.looks import COUNTS, GERMAN_LOOK_LABELS, LOOK_LABELS, SHARED, likeness_loss, look_loss
 
@@ -184,7 +184,7 @@ def train(
     size = sum(parameter.numel() for parameter in model.parameters())
     report(f"{size:,} parameters, {len(tokenizer)} tokens, {recipe.steps} steps on {where}, from step {progress.step}")
     _run_steps(model, optimizer, tokenizer, sprites, recipe, progress, out, report)
-    save_starter(model.cpu(), build_processor(tokenizer), out / "model")
+    save_starter(model.cpu(), build_processor(tokenizer, CHAT_TEMPLATE), out / "model")
     report(f"saved {out / 'model'} after {progress.seconds / 60:.0f} minutes")
     return out / "model"
 
@@ -211,7 +211,7 @@ def export(out: Path, folder: Path) -> int:
     tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(out / "tokenizer", trust_remote_code=False)
     model = build_starter(tokenizer)
     model.load_state_dict(state["model"])
-    save_starter(model, build_processor(tokenizer), folder)
+    save_starter(model, build_processor(tokenizer, CHAT_TEMPLATE), folder)
     return int(state["progress"]["step"])
 
 

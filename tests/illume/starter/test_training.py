@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from illume.starter import training
 from illume.starter.__main__ import main
-from illume.starter.architecture import build_tokenizer
+from illume.starter.architecture import CHAT_TEMPLATE, build_tokenizer
 from illume.starter.curriculum import MIXING, SEEING, Recipe
 
 TINY = Recipe(
@@ -79,6 +79,7 @@ class TestResuming:
         assert main(["export", "--run", str(tmp_path / "cut"), "--out", str(tmp_path / "model")]) == 0
         exported = load_file(tmp_path / "model" / "model.safetensors")
         assert all(torch.equal(whole[name], exported[name]) for name in whole)
+        assert (tmp_path / "model" / "chat_template.jinja").read_text() == CHAT_TEMPLATE
         assert [point["stage"] for point in curves[0]] == ["seeing", "seeing", "mixing", "mixing", "mixing"]
         assert {"scenes", "pairs", "guard", "patches"} <= set(curves[0][-1])
         assert "scenes" not in curves[0][0]
