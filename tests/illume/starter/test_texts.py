@@ -46,6 +46,7 @@ from illume.starter.training import NUMBER_WORDS, compute_losses, find_words
 SMALL = replace(
     EXPLAINING, scenes=1, pairs=2, guard=1, questions=2, lists=1.0, owners=1.0, relations=1.0, sets=1.0, rationales=2
 )
+ONE_PICTURE = replace(SMALL, pairs=0)
 ONLY_TEXTS = replace(SMALL, seeing=0.0, telling=0.0, looks=0.0, counting=0.0, sharing=0.0)
 
 
@@ -112,6 +113,18 @@ class TestNumbersOfPictures:
         told = [number for number in batch.numbers.flatten() if number != IGNORED]
         assert told == ([0] * IMAGE_TOKENS + [1] * IMAGE_TOKENS) * SMALL.pairs
         assert (batch.numbers[is_image] == IGNORED).sum() == IMAGE_TOKENS * (SMALL.scenes + SMALL.guard + SMALL.crowds)
+
+    def test_only_labels_that_are_there_have_a_loss(self, emoji: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+        model, words, sprites = build_starter(tokenizer).eval(), find_words(tokenizer), load_sprites(emoji)
+        for stage, names in ((SMALL, {"looks", "counts", "numbers", "shared"}), (ONE_PICTURE, {"looks", "counts"})):
+            batch = make_batch(0, recipe=Recipe(stages=(stage,)), tokenizer=tokenizer, sprites=sprites)
+            with torch.inference_mode():
+                found = compute_losses(model, batch, words, stage)
+                bare = compute_losses(model, batch, words, replace(ONLY_TEXTS, seeing=stage.seeing))
+            assert set(found.others) == names
+            assert bare.others == {}
+            more = sum(0.1 * float(loss) for loss in found.others.values())  # 0.1 is the weight of each
+            assert float(found.total) == pytest.approx(float(bare.total) + more, rel=1e-4)
 
     def test_its_words_are_single_tokens(self, tokenizer: PreTrainedTokenizerFast) -> None:
         ids = torch.cat(find_words(tokenizer).numbers)
