@@ -155,8 +155,13 @@ def answer_in(meaning: str, family: str, language: Language) -> str:
     if family == "total":
         return phrase_number(_NUMBERS.index(meaning), language)
     if meaning in KINDS:
-        return meaning if language == "en" else NOUNS[meaning].singular
+        return name_kind(meaning, language)
     return _ANSWERS[language][meaning]
+
+
+def name_kind(kind: str, language: Language) -> str:
+    """The word of a kind of thing."""
+    return kind if language == "en" else NOUNS[kind].singular
 
 
 def phrase_value(value: str, language: Language) -> str:

@@ -137,7 +137,7 @@ def list_owners(pair: Pair, language: Language, rng: random.Random) -> list[tupl
     one, two = pair
     return [
         (
-            german.NOUNS[kind].singular if language == "de" else kind,
+            pair_questions.name_kind(kind, language),
             _OWNERS[language][one.count(kind) > 0, two.count(kind) > 0],
         )
         for kind in rng.sample(kinds, len(kinds))
@@ -162,7 +162,7 @@ def list_relations(pair: Pair, language: Language, rng: random.Random) -> list[t
     for kind in rng.sample(kinds, min(4, len(kinds))):
         sides = [[item.column for item in scene.items if item.kind == kind] for scene in pair]
         side = rng.choice([*sides[0], *sides[1], rng.choice(COLUMNS)])
-        name = german.NOUNS[kind].singular if language == "de" else kind
+        name = pair_questions.name_kind(kind, language)
         found.append(
             (f"{name} {pair_questions.phrase_value(side, language)}", (side in sides[0], side in sides[1])),
         )
@@ -184,7 +184,7 @@ def list_totals(pair: Pair, language: Language, rng: random.Random) -> list[tupl
     kinds = list(dict.fromkeys(kind for scene in pair for kind in scene.kinds()))
     return [
         (
-            german.NOUNS[kind].singular if language == "de" else kind,
+            pair_questions.name_kind(kind, language),
             pair_questions.phrase_number(sum(scene.count(kind) for scene in pair), language),
         )
         for kind in rng.sample(kinds, len(kinds))
