@@ -28,7 +28,7 @@ import { isUntouched } from "./draft.js";
 import { reloadInstructions, startInstructions } from "./instructions.js";
 import { startKeys } from "./keys.js";
 import { flush, resumeAfterSignIn } from "./outbox.js";
-import { countPending, pendingAssignments } from "./pending.js";
+import { countPending, wasJudged } from "./pending.js";
 import { saveState } from "./save_state.js";
 import { request } from "./server.js";
 import { checkSession, pauseSending } from "./session.js";
@@ -95,8 +95,9 @@ function start() {
   startInstructions();
   startDay();
   const element = stage.querySelector("#work");
-  // After a reload the server may send a prompt that was judged here and whose verdict is still pending.
-  if (pendingAssignments().includes(element.dataset.assignment)) showNext();
+  // After a reload the server may send a prompt that was judged here, before it has stored the verdict. Where it is open
+  // all the same, it comes again.
+  if (!element.dataset.verdict && wasJudged(element.dataset.assignment)) showNext();
   else showCard(element, { quietly: true });
   if (countPending()) flush();
   setTimeout(reportCredit, 1000);

@@ -16,7 +16,7 @@
 
 import { toast } from "./announce.js";
 import { addCard, fieldsForNext, lacksNext, prefetch } from "./cards.js";
-import { PENDING_KEY, countPending, readPending, writePending } from "./pending.js";
+import { PENDING_KEY, countPending, noteJudged, readPending, writePending } from "./pending.js";
 import { closeSignedOutDialog, saveState, showSaveState } from "./save_state.js";
 import { formToken, messageIn, parseHtml } from "./server.js";
 import { checkSession, isSendingPaused, pauseSending, unpauseSending, updateFigures } from "./session.js";
@@ -140,6 +140,7 @@ async function send(item, renewed = false) {
 
 function onSaved(item, text) {
   cards.delete(item.key);
+  noteJudged(item.about);
   updateFigures(text);
   const message = messageIn(text);
   if (message) toast(message, "warn");

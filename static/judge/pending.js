@@ -1,9 +1,11 @@
 // Verdicts that the server has not confirmed yet. They are kept in the browser's storage under the person's id, oldest
-// first, so that they survive a lost connection, a restart of the server and a reload.
+// first, so that they survive a lost connection, a restart of the server and a reload. The last ones that it has
+// confirmed are known too: one may be answered while a reload that was asked for before still brings its prompt.
 
-import { storageKey } from "./storage.js";
+import { readStored, storageKey, store } from "./storage.js";
 
 export const PENDING_KEY = storageKey("outbox");
+const MAX_JUDGED = 20;
 let memory = [];
 
 // Each item is {key, url, fields, about}: `about` is its assignment.
@@ -31,4 +33,13 @@ export function countPending() {
 
 export function pendingAssignments() {
   return readPending().map((item) => item.about);
+}
+
+export function noteJudged(assignment) {
+  store("judged", [...readStored("judged", []), assignment].slice(-MAX_JUDGED));
+}
+
+// Whether a verdict on it was given in this browser: a pending one, or one of the last that the server has confirmed.
+export function wasJudged(assignment) {
+  return [...pendingAssignments(), ...readStored("judged", [])].includes(assignment);
 }

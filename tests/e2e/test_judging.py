@@ -298,6 +298,36 @@ class TestNothingIsLost:
         wait_for_verdicts(page, site, 1)
         expect(page.get_by_role("heading", level=1)).not_to_have_text(judged)
 
+    def test_a_reload_that_is_overtaken_by_a_verdict_brings_the_next_prompt(self, critic: Visit, site: Site) -> None:
+        page = critic.page
+        critic.watch.allow.append("net::ERR_FAILED")
+        stocked(page)
+        judged = page.locator("#work").get_attribute("data-assignment")
+        held: list[tuple[Route, APIResponse]] = []
+
+        def hold(route: Route) -> None:
+            answer = route.fetch()
+            assert f'data-assignment="{judged}"' in answer.text()
+            held.append((route, answer))
+
+        def overtake(route: Route) -> None:
+            if not held:
+                route.abort()
+                return
+            route.fulfill(response=route.fetch())
+            reload, answer = held.pop()
+            reload.fulfill(response=answer)
+
+        page.route(page.url, hold, times=1)
+        page.route(re.compile("/verdict$"), overtake)
+        page.keyboard.press("1")
+        page.keyboard.press("Enter")
+        expect(saved(page)).to_have_text("Offline, 1 waiting")
+        page.reload()
+        ready(page)
+        assert page.locator("#work").get_attribute("data-assignment") != judged
+        assert len(verdicts(site)) == 1
+
     def test_an_answer_that_is_lost_is_no_second_verdict(self, critic: Visit, site: Site) -> None:
         page = critic.page
         critic.watch.allow.append("net::ERR_FAILED")
