@@ -22,7 +22,7 @@ from illume.scenes.graph import Scene, sample_scene
 from illume.scenes.starter import curriculum as scenes_curriculum
 from illume.scenes.starter.architecture import IMAGE, IMAGE_TOKENS
 from illume.scenes.starter.curriculum import IGNORED, label_patches, scene_texts, to_pixels
-from illume.starter.looks import label_counts, label_looks, label_shared
+from illume.starter.looks import label_counts, label_feet, label_looks, label_shared
 from illume.starter.texts import ANSWER, RIGHT, Mixture, Parts, Row, Segment, crowd_row, guard_row, pair_row, twins_row
 
 TASKS = ("scenes", "pairs", "guard")
@@ -42,8 +42,8 @@ class Stage:
     `misread` the answers of `guard` overlook some kinds (`illume.starter.texts.MISREAD`). `seeing` is the weight of the
     loss of the patches, `telling` that of which picture each patch is of, where there are two, `looks` that of where
     and when the picture of a patch without a thing was taken, `counting` that of how many there are of a patch's thing,
-    `sharing` that of whether the picture before shows the same. `rates` are the learning rates at the beginning and at
-    the end, as shares of the peak.
+    `feet` that of which patch is at its foot, `sharing` that of whether the picture before shows the same. `rates` are
+    the learning rates at the beginning and at the end, as shares of the peak.
     """
 
     name: str
@@ -73,6 +73,7 @@ class Stage:
     looks: float = 0.0
     counting: float = 0.0
     sharing: float = 0.0
+    feet: float = 0.0
 
 
 SEEING = Stage("seeing", steps=900, rates=(1.0, 1.0), pictures=32, seeing=1.0)
@@ -104,6 +105,8 @@ COUNTING = replace(
     favoured=("more", "missing", "shared", "total", "same"),
 )
 CROWDING = replace(COUNTING, name="crowding", steps=900, crowds=12, pairs=7)
+# Things can be counted once one patch of each stands for it: a thing covers several, by its size.
+STANDING = replace(CROWDING, name="standing", steps=600, feet=0.3)
 EXPLAINING = Stage(
     "explaining",
     steps=1500,
@@ -122,6 +125,7 @@ EXPLAINING = Stage(
     looks=0.1,
     counting=0.1,
     sharing=0.1,
+    feet=0.1,
 )
 POLISHING = replace(EXPLAINING, name="polishing", steps=700, rates=(0.6, 0.12), seeing=0.1)
 _MIXTURE = Mixture(right=0.3, circular=0.25)
@@ -159,6 +163,7 @@ class Recipe:
         PRACTISING,
         COUNTING,
         CROWDING,
+        STANDING,
         EXPLAINING,
         POLISHING,
         MIXING,
@@ -257,7 +262,7 @@ class Batch:
     """Packed rows: sequences of at most `length` tokens with `n` pictures among them."""
 
     pixels: np.ndarray  # (n, 3, 96, 96)
-    patches: np.ndarray  # (n, IMAGE_TOKENS, 8), labels of patches: kind, column, row, three looks, count, shared
+    patches: np.ndarray  # (n, IMAGE_TOKENS, 9), labels: kind, column, row, three looks, count, shared, foot
     ids: np.ndarray  # (sequences, length); IMAGE_TOKENS image tokens for each picture, in the order of `pixels`
     labels: np.ndarray  # (sequences, length), IGNORED for tokens that are no targets
     weights: np.ndarray  # (sequences, length), of targets
@@ -369,7 +374,8 @@ def make_batch(
         picture, boxes = draw_scene_with_boxes(scene, sprites, rng)
         pixels.append(to_pixels(picture))
         shown = label_patches(scene, boxes)
-        more = label_looks(scene, shown), label_counts(scene, shown), label_shared(scene, before, shown)
+        shared = label_shared(scene, before, shown)
+        more = label_looks(scene, shown), label_counts(scene, shown), shared, label_feet(boxes, shown)
         patches.append(np.concatenate([shown, *more], axis=1))
         return len(pixels) - 1
 

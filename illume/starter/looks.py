@@ -1,7 +1,7 @@
 """What patches learn about the whole picture, and about the one before it, as further labels with their words.
 
-A bare patch learns where and when the picture was taken, one that shows a thing how many of its kind there are, and one
-of a second picture whether the first shows the same.
+A bare patch learns where and when the picture was taken, one that shows a thing whether it is the one at the foot of it
+and how many of the kind there are, and one of a second picture whether the first shows the same.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from illume.scenes.drawing import SIZE, Box
 from illume.scenes.german.nouns import NUMBERS as GERMAN_NUMBERS
 from illume.scenes.german.nouns import SETTING_PHRASES
 from illume.scenes.graph import Scene
 from illume.scenes.kinds import KINDS, SETTINGS, TIMES, WEATHERS
-from illume.scenes.starter.curriculum import IGNORED, OBJECT_LABELS
+from illume.scenes.starter.curriculum import IGNORED, OBJECT_LABELS, PATCHES_PER_SIDE
 from illume.scenes.starter.training import COSINE_SCALE
 
 LOOKS = (tuple(SETTINGS), tuple(WEATHERS), tuple(TIMES))
@@ -32,6 +33,9 @@ GERMAN_LOOK_LABELS = (
 
 COUNTS = (("one", "two", "three"), GERMAN_NUMBERS[1:4])
 """The words of how many there are of a kind, in English and in German."""
+
+FEET = (("thing", "side"),)
+"""The words of the patch at the foot of a thing, of which each has one, and of the others that show it."""
 
 SHARED = (("second", "both"), ("zweites", "beide"))
 """The words of what only the second picture shows, and what both show, in English and in German."""
@@ -51,6 +55,19 @@ def label_counts(scene: Scene, patches: np.ndarray) -> np.ndarray:
     """The label of each patch, (IMAGE_TOKENS, 1): the class of COUNTS of the thing that it shows, else IGNORED."""
     counts = [min(scene.count(kind), len(COUNTS[0])) for kind in KINDS]
     return _look_up([*(count - 1 if count else IGNORED for count in counts), IGNORED], patches)
+
+
+def label_feet(boxes: Sequence[Box], patches: np.ndarray) -> np.ndarray:
+    """The label of each patch, (IMAGE_TOKENS, 1): the class of FEET where it shows a thing, else IGNORED.
+
+    `boxes` are those of the things. How many there are can be counted by the patches at their feet, since each has one.
+    """
+    shows = (patches[:, :1] != IGNORED) & (patches[:, :1] != len(OBJECT_LABELS) - 1)
+    labels = np.where(shows, 1, IGNORED)
+    edge = SIZE // PATCHES_PER_SIDE
+    for left, _, right, bottom in boxes:
+        labels[(bottom - 1) // edge * PATCHES_PER_SIDE + (left + right) // 2 // edge] = 0
+    return labels
 
 
 def label_shared(scene: Scene, before: Scene | None, patches: np.ndarray) -> np.ndarray:

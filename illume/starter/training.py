@@ -35,7 +35,7 @@ from illume.scenes.starter.curriculum import IGNORED, PATCH_LABELS, prefetch
 from illume.scenes.starter.training import label_token_ids, make_optimizer, patch_loss
 from illume.starter.architecture import CHAT_TEMPLATE, build_starter, build_tokenizer
 from illume.starter.curriculum import TASKS, Batch, Recipe, Stage, make_batch
-from illume.starter.looks import COUNTS, GERMAN_LOOK_LABELS, LOOK_LABELS, SHARED, likeness_loss, look_loss
+from illume.starter.looks import COUNTS, FEET, GERMAN_LOOK_LABELS, LOOK_LABELS, SHARED, likeness_loss, look_loss
 
 CHECKPOINT_EVERY = 100  # steps between checkpoints
 REPORT_EVERY = 25  # steps between report lines
@@ -56,13 +56,14 @@ SHARED_LAYER = 3
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """Token ids of the labels of patches in each language: kinds and places, looks, counts, numbers, what is shared."""
+    """Token ids of the labels of patches by language: kinds, places, looks, counts, numbers, what is shared, feet."""
 
     labels: tuple[tuple[torch.Tensor, ...], ...]
     looks: tuple[tuple[torch.Tensor, ...], ...]
     counts: tuple[torch.Tensor, ...]
     numbers: tuple[torch.Tensor, ...]
     shared: tuple[torch.Tensor, ...]
+    feet: tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,8 @@ def compute_losses(model: LlavaForConditionalGeneration, batch: Batch, words: Wo
         others["looks"] = mean(look_loss, image, words.looks, patches[..., 3:6])
     if stage.counting:
         others["counts"] = mean(likeness_loss, image, words.counts, patches[..., 6])
+    if stage.feet:
+        others["feet"] = mean(likeness_loss, image, words.feet, patches[..., 8])
     sums, counts = torch.zeros(len(TASKS)), torch.zeros(len(TASKS))
     texts_loss = seen.new_zeros(())
     if batch.ids.size:
@@ -128,7 +131,13 @@ def compute_losses(model: LlavaForConditionalGeneration, batch: Batch, words: Wo
         counts = torch.bincount(owners, minlength=len(TASKS)).float()
         shares = weights[:, 1:][is_target]
         texts_loss = (each * shares).sum() / shares.sum()
-    scale = {"looks": stage.looks, "counts": stage.counting, "numbers": stage.telling, "shared": stage.sharing}
+    scale = {
+        "looks": stage.looks,
+        "counts": stage.counting,
+        "feet": stage.feet,
+        "numbers": stage.telling,
+        "shared": stage.sharing,
+    }
     total = texts_loss + stage.seeing * seen
     for name, loss in others.items():
         total = total + scale[name] * loss
@@ -141,8 +150,10 @@ def find_words(tokenizer: PreTrainedTokenizerFast) -> Words:
         tuple(tuple(label_token_ids(tokenizer, groups)) for groups in both)
         for both in ((PATCH_LABELS, GERMAN_LABELS), (LOOK_LABELS, GERMAN_LOOK_LABELS))
     )
-    counts, numbers, shared = (tuple(label_token_ids(tokenizer, both)) for both in (COUNTS, NUMBER_WORDS, SHARED))
-    return Words(labels, looks, counts, numbers, shared)
+    counts, numbers, shared, feet = (
+        tuple(label_token_ids(tokenizer, both)) for both in (COUNTS, NUMBER_WORDS, SHARED, FEET)
+    )
+    return Words(labels, looks, counts, numbers, shared, feet)
 
 
 @dataclass(slots=True)
@@ -309,7 +320,7 @@ def write_curve(folder: Path, content: Mapping[str, Any]) -> None:
     panels = []
     for title, names in (
         ("Texts of a task: cross-entropy of a token", TASKS),
-        ("Patches: cross-entropy", ("patches", "numbers", "looks", "counts", "shared")),
+        ("Patches: cross-entropy", ("patches", "numbers", "looks", "counts", "feet", "shared")),
     ):
         lines = [
             Line(name, [(float(point["step"]), point[name]) for point in points if name in point], marks=False)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from illume.scenes.graph import CELLS, Item, make_scene
-from illume.scenes.starter.curriculum import IGNORED, OBJECT_LABELS
+from illume.scenes.starter.curriculum import IGNORED, OBJECT_LABELS, PATCHES_PER_SIDE
 from illume.scenes.starter.training import label_token_ids
 from illume.starter.architecture import build_tokenizer
 from illume.starter.looks import (
@@ -17,6 +17,7 @@ from illume.starter.looks import (
     LOOKS,
     SHARED,
     label_counts,
+    label_feet,
     label_looks,
     label_shared,
     look_loss,
@@ -41,6 +42,18 @@ def test_counts_are_those_of_the_things_shown() -> None:
     found = label_counts(make_scene("park", "rainy", "noon", items), patches)
     assert found.tolist() == [[1], [2], [IGNORED], [IGNORED]]
     assert [words[1] for words in COUNTS] == ["two", "zwei"]
+
+
+def test_each_thing_has_one_patch_at_its_foot() -> None:
+    dog, bare = (OBJECT_LABELS.index(name) for name in ("dog", "none"))
+    patches = np.full((PATCHES_PER_SIDE**2, 3), bare)
+    patches[[33, 34, 41, 42], 0] = dog
+    patches[[52, 60], 0] = IGNORED
+    wide, narrow = (20, 60, 66, 120), (90, 150, 106, 184)  # from column 1 to 2 up to row 4, and 3 to 4 up to row 7
+    found = label_feet([wide, narrow], patches)[:, 0]
+    assert np.flatnonzero(found == 0).tolist() == [4 * PATCHES_PER_SIDE + 1, 7 * PATCHES_PER_SIDE + 4]
+    assert np.flatnonzero(found == 1).tolist() == [34, 41, 42]
+    assert (found == IGNORED).sum() == PATCHES_PER_SIDE**2 - 5
 
 
 def test_what_is_shared_with_the_picture_before() -> None:
