@@ -109,7 +109,7 @@ CROWDING = replace(COUNTING, name="crowding", steps=900, crowds=12, pairs=7)
 STANDING = replace(CROWDING, name="standing", steps=600, feet=0.3)
 EXPLAINING = Stage(
     "explaining",
-    steps=1500,
+    steps=400,
     rates=(0.6, 0.6),
     scenes=5,
     pairs=6,
@@ -126,6 +126,17 @@ EXPLAINING = Stage(
     counting=0.1,
     sharing=0.1,
     feet=0.1,
+)
+# What is learnt last, how many there are, gets more of the rows once rationales are known.
+TALLYING = replace(
+    EXPLAINING,
+    name="tallying",
+    steps=1100,
+    crowds=6,
+    lists=0.4,
+    relations=0.4,
+    counting=0.3,
+    favoured=("more", "missing", "total"),
 )
 POLISHING = replace(EXPLAINING, name="polishing", steps=700, rates=(0.6, 0.12), seeing=0.1)
 _MIXTURE = Mixture(right=0.3, circular=0.25)
@@ -165,6 +176,7 @@ class Recipe:
         CROWDING,
         STANDING,
         EXPLAINING,
+        TALLYING,
         POLISHING,
         MIXING,
     )
