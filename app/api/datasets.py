@@ -239,6 +239,7 @@ def get_features(
     fields = answer_fields_of(projects.settings_of(session, project))
     if format is Format.csv:
         raise Invalid("The format csv has no features: a table has only text and numbers.", field="format")
+    plan.check_fields(format, fields)
     from app.services.exports.parquet import line_features
 
     return line_features(Shape(format, Aggregation.any, lambda prompt, _answer: prompt.parts, task, fields))

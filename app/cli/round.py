@@ -72,7 +72,8 @@ def start(slug: str, *, ask: Callable[[], bool], follow: bool, say: Say) -> int:
     with session_scope() as session:
         project = projects.get_project(session, SYSTEM, slug)
         rounds.refuse_second(session, project)
-        say(preview_words(rounds.preview(session, SYSTEM, project)))
+        learns_rejections = projects.settings_of(session, project).learns_rejections
+        say(preview_words(rounds.preview(session, SYSTEM, project), learns_rejections=learns_rejections))
     if not ask():
         say("Nothing was started.")
         return 1
@@ -83,14 +84,21 @@ def start(slug: str, *, ask: Callable[[], bool], follow: bool, say: Say) -> int:
     return watch(round_id, say=say) if follow else 0
 
 
-def preview_words(seen: RoundPreview) -> str:
+def preview_words(seen: RoundPreview, *, learns_rejections: bool) -> str:
     """What a round would train on and be scored on, and its estimated duration, one line each."""
     prompts = "1 prompt" if seen.n_prompts == 1 else f"{seen.n_prompts} prompts"
     heldout = f" and {seen.n_heldout} held-out prompts" if seen.n_heldout else ""
     about = "" if seen.exact else "about "
+    more = ""
+    if seen.n_machine:
+        more += f"Also on {seen.n_machine} that only the machine critic accepted, each counting half.\n"
+    if seen.n_rejections is not None:
+        more += f"Learns from {seen.n_rejections} rejected rationales, {seen.n_pairs} of them beside an accepted one.\n"
+    elif learns_rejections:
+        more += "Rejected rationales are counted when the round starts, and the time below does not include them.\n"
     return (
         f"Trains on {about}{seen.n_rationales} accepted rationales from {prompts}, "
-        f"and on {about}{seen.n_guard} answer-only examples, so that answers stay right.\n"
+        f"and on {about}{seen.n_guard} answer-only examples, so that answers stay right.\n{more}"
         f"Scored by {METRIC_WORDS.get(seen.metric, seen.metric)} on {seen.n_val} val prompts{heldout}.\n"
         f"Takes about {duration(seen.estimated_seconds)}."
     )

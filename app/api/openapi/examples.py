@@ -469,6 +469,7 @@ CALL_EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
             "heldout": 0,
             "rejections": None,
             "pairs": None,
+            "machine": None,
             "metric": "rouge_l",
             "estimated_seconds": 95.0,
             "exact": True,

@@ -47,7 +47,7 @@ def seed_demo(
 def is_complete(session: Session, settings: Settings) -> bool:
     """Whether the demo's projects have all prompts that the starter ships."""
     demos = shipped_projects(settings.starter_dir)
-    return not any(_missing_items(session, _project(session, demo), demo.table(settings.starter_dir)) for demo in demos)
+    return not any(_missing_items(session, demo, settings.starter_dir) for demo in demos)
 
 
 def main() -> None:
@@ -62,10 +62,9 @@ def main() -> None:
 def add_prompts(session: Session, settings: Settings, demo: DemoProject) -> None:
     """Add the starter's prompts that a project does not have. All of them or none."""
     _lift_time_limits(session)
+    new = _missing_items(session, demo, settings.starter_dir)
     project = _project(session, demo)
-    table = demo.table(settings.starter_dir)
-    new = _missing_items(session, project, table)
-    keys = _store_pictures(session, new, table.parent)
+    keys = _store_pictures(session, new, demo.table(settings.starter_dir).parent)
     versions = _keep_policies(session, project, new)
     parsed = [prompts.parse_prompt(_with_stored(item, keys, versions)) for item in new]
     for result in prompts.add_prompts(session, SYSTEM, project, parsed):
@@ -77,12 +76,13 @@ def _project(session: Session, demo: DemoProject) -> Project:
     return session.scalars(select(Project).where(Project.slug == demo.slug)).one()
 
 
-def _missing_items(session: Session, project: Project, table: Path) -> list[Item]:
-    """The lines of the prompts file `table` that the project does not have."""
+def _missing_items(session: Session, demo: DemoProject, starter: Path) -> list[Item]:
+    """The lines of the prompts file that the project does not have. None for somebody's own with the same slug."""
+    project, table = _project(session, demo), demo.table(starter)
     items = [orjson.loads(line) for line in table.read_bytes().splitlines()] if table.exists() else []
     there = set(session.scalars(select(Prompt.external_id).where(Prompt.project_id == project.id)))
-    if there and there.isdisjoint(item["external_id"] for item in items):
-        return []  # somebody's own project, which only has the same slug
+    if there.isdisjoint(item["external_id"] for item in items) and (there or project.name != demo.name):
+        return []
     return [item for item in items if item["external_id"] not in there]
 
 

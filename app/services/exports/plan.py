@@ -183,8 +183,7 @@ def plan_export(
     template = str(settings.get("template") or settings_of(session, project).template)
     weigh = bool(settings.get("weigh_reliability"))
     fields = read_answer_fields(found) if (found := settings.get("answer_fields")) else None
-    if request.format.is_of_fields:
-        _check_fields(request, fields)
+    check_fields(request.format, fields)
     digest = _digest(
         request.format, request.task, aggregation, weigh, template, critic, sorted(request.filters().items())
     )
@@ -226,12 +225,14 @@ def plan_export(
     )
 
 
-def _check_fields(request: ExportRequest, fields: AnswerFields | None) -> None:
-    """Raise `Invalid` where answers have no fields, or fields with the names of other columns."""
+def check_fields(form: Format, fields: AnswerFields | None) -> None:
+    """Raise `Invalid` for a format of fields where answers have none, or fields with the names of other columns."""
+    if not form.is_of_fields:
+        return
     if fields is None:
         raise Invalid(_("format: the project has no answer_fields."), field="format")
     twice = next((name for name in fields.names if name in ANSWER_COLUMNS), None)
-    if request.format is Format.answers and twice is not None:
+    if form is Format.answers and twice is not None:
         raise Invalid(_("format: a field has the name of another column, %(name)s.", name=twice), field="format")
 
 

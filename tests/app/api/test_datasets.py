@@ -169,8 +169,9 @@ class TestEncodings:
         for params, field in (({"as": "parquet"}, "as"), ({"as": "ndjson"}, "as")):
             refused = admin.get(self.path(project), params={"format": "csv", **params})
             assert (refused.status_code, refused.json()["field"]) == (422, field)
-        refused = admin.get(f"{self.path(project)}/features", params={"format": "csv"})
-        assert (refused.status_code, refused.json()["field"]) == (422, "format")
+        for form in ("csv", "fields", "answers"):
+            refused = admin.get(f"{self.path(project)}/features", params={"format": form})
+            assert (refused.status_code, refused.json()["field"]) == (422, "format")
         types = admin.get(f"{self.path(project)}/features", params={"format": "kto"}).json()
         assert types["label"] == {"dtype": "bool", "_type": "Value"}
 

@@ -17,7 +17,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from app.cli import round as tuning_round
 from app.models import Project, Role, Round, RoundState, Split
 from app.processes.connect import forget_settings
 from app.processes.embedded import SERVICES_FILE, free_port
+from app.services.rounds.rounds import RoundPreview
 from app.settings import ROOT, Settings
 from app.web.words import round_words
 from illume.end_with_parent import signal_on_parent_end
@@ -604,6 +605,32 @@ class TestRounds:
         assert "No round of cats" in refused(run("round", "cancel", "cats"), 1)
         assert run("round", "resume", "cats").stdout == "Round 1 is queued; it goes on from its last checkpoint.\n"
         assert "this one is still in progress" in refused(run("round", "resume", "cats"), 1)
+
+    def test_its_preview_names_rejections_and_what_a_machine_accepted(self) -> None:
+        seen = RoundPreview(
+            n_prompts=9,
+            n_rationales=12,
+            n_guard=24,
+            n_val=5,
+            n_heldout=0,
+            n_rejections=None,
+            n_pairs=None,
+            n_machine=None,
+            metric="rouge_l",
+            estimated_seconds=95.0,
+            exact=True,
+        )
+        plain = tuning_round.preview_words(seen, learns_rejections=False)
+        assert "ejected" not in plain
+        assert "machine" not in plain
+        both = replace(seen, n_rejections=30, n_pairs=20, n_machine=3)
+        words = tuning_round.preview_words(both, learns_rejections=True).splitlines()
+        assert words[1:3] == [
+            "Also on 3 that only the machine critic accepted, each counting half.",
+            "Learns from 30 rejected rationales, 20 of them beside an accepted one.",
+        ]
+        large = tuning_round.preview_words(replace(seen, exact=False), learns_rejections=True)
+        assert "Rejected rationales are counted when the round starts" in large
 
     def test_it_is_followed_to_its_end(self, committed_db: CommittedDatabase) -> None:
         with committed_db.sessions.begin() as session:

@@ -135,6 +135,17 @@ class TestSeedDemo:
 
 
 class TestAddPrompts:
+    def test_leaves_a_project_of_somebodys_own_as_it_is(self, session: Session, small: Settings) -> None:
+        for slug, n in (("pairs", 0), ("guard", 1)):
+            projects.create_project(session, SYSTEM, slug=slug, name="Mine")
+            for _ in range(n):
+                factories.make_prompt(session, project_of(session, slug))
+        seeding.seed_demo(session, small)
+        assert seeding.is_complete(session, small)
+        for demo in (PAIRS, GUARD):
+            seeding.add_prompts(session, small, demo)
+        assert [len(prompts_of(session, slug)) for slug in ("scenes", "pairs", "guard")] == [FEW, 0, 1]
+
     def test_pairs_keep_the_order_of_texts_and_pictures(self, session: Session, small: Settings, starter: Path) -> None:
         seeding.seed_demo(session, small)
         for _ in range(2):
