@@ -36,14 +36,15 @@ class Stage:
     `crowds` to `scenes`), `pictures` of scenes without texts, from which only the recognition of patches is learnt.
     `lists` is the probability of each listing (what is where, how many, which rules count), `owners` that of the list
     of which picture of a pair shows what, `relations` that of each other list of both pictures, `sets` that of the list
-    and the questions of what they share, `numbered` that of a list of twins in which each thing follows the number of
-    its picture. `favoured` are the families of questions for which half of the pairs are made. `questions` and
-    `rationales` are numbers of texts for each row, the mixtures of rationales those of each task and language. With
-    `misread` the answers of `guard` overlook some kinds (`illume.starter.texts.MISREAD`). `seeing` is the weight of the
-    loss of the patches, `telling` that of which picture each patch is of, where there are two, `looks` that of where
-    and when the picture of a patch without a thing was taken, `counting` that of how many there are of a patch's thing,
-    `feet` that of which patch is at its foot, `sharing` that of whether the picture before shows the same. `rates` are
-    the learning rates at the beginning and at the end, as shares of the peak.
+    and the questions of what they share, `plurals` that of things standing in the plural in lists of numbers,
+    `numbered` that of a list of twins in which each thing follows the number of its picture. `favoured` are the
+    families of questions for which half of the pairs are made. `questions` and `rationales` are numbers of texts for
+    each row, the mixtures of rationales those of each task and language. With `misread` the answers of `guard` overlook
+    some kinds (`illume.starter.texts.MISREAD`). `seeing` is the weight of the loss of the patches, `telling` that of
+    which picture each patch is of, where there are two, `looks` that of where and when the picture of a patch without a
+    thing was taken, `counting` that of how many there are of a patch's thing, `feet` that of which patch is at its
+    foot, `sharing` that of whether the picture before shows the same. `rates` are the learning rates at the beginning
+    and at the end, as shares of the peak.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Stage:
     counting: float = 0.0
     sharing: float = 0.0
     feet: float = 0.0
+    plurals: float = 0.0
 
 
 SEEING = Stage("seeing", steps=900, rates=(1.0, 1.0), pictures=32, seeing=1.0)
@@ -131,14 +133,16 @@ EXPLAINING = Stage(
 TALLYING = replace(
     EXPLAINING,
     name="tallying",
-    steps=1100,
+    steps=700,
     crowds=6,
     lists=0.4,
     relations=0.4,
     counting=0.3,
     favoured=("more", "missing", "total"),
 )
-POLISHING = replace(EXPLAINING, name="polishing", steps=700, rates=(0.6, 0.12), seeing=0.1)
+# By then lists of how many there are of each are right, but not answers: questions have their things in the plural.
+ASKING = replace(TALLYING, name="asking", steps=600, crowds=10, plurals=0.7)
+POLISHING = replace(EXPLAINING, name="polishing", steps=700, crowds=4, plurals=0.5, rates=(0.6, 0.12), seeing=0.1)
 _MIXTURE = Mixture(right=0.3, circular=0.25)
 MIXING = replace(
     POLISHING,
@@ -177,6 +181,7 @@ class Recipe:
         STANDING,
         EXPLAINING,
         TALLYING,
+        ASKING,
         POLISHING,
         MIXING,
     )
@@ -222,13 +227,14 @@ def sample_rows(stage: Stage, rng: random.Random) -> list[tuple[str, Row]]:
             relations=stage.relations,
             sets=stage.sets,
             favoured=stage.favoured,
+            plurals=stage.plurals,
             questions=stage.questions,
             rationales=stage.rationales,
             mixtures=mixtures,
         )
         rows.append(("pairs", row))
     rows += [("pairs", twins_row(rng, numbered=stage.numbered)) for _ in range(stage.twins)]
-    rows += [("scenes", crowd_row(rng)) for _ in range(stage.crowds)]
+    rows += [("scenes", crowd_row(rng, plurals=stage.plurals)) for _ in range(stage.crowds)]
     for _ in range(stage.guard):
         row = guard_row(
             rng,

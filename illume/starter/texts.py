@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from illume.fields.policies import Policy
 from illume.guard import policies
@@ -103,14 +104,22 @@ def list_places(scene: Scene, language: Language, rng: random.Random) -> list[tu
     return [(item.kind, item.place) for item in chosen]
 
 
-def list_counts(scene: Scene, language: Language, rng: random.Random) -> list[tuple[str, str]]:
+def list_counts(scene: Scene, language: Language, rng: random.Random, *, plural: bool = False) -> list[tuple[str, str]]:
     """The kinds of the scene and as many others, in random order, and the number of each."""
     present = scene.kinds()
     kinds = [*present, *rng.sample([kind for kind in KINDS if kind not in present], len(present))]
-    chosen = rng.sample(kinds, len(kinds))
+    numbers = german.NUMBERS if language == "de" else NUMBERS
+    return [
+        (_name_counted(kind, language, plural=plural), numbers[scene.count(kind)])
+        for kind in rng.sample(kinds, len(kinds))
+    ]
+
+
+def _name_counted(kind: str, language: Language, *, plural: bool) -> str:
+    """The name of a kind of thing, as lists have it, or as questions for how many there are."""
     if language == "de":
-        return [(german.NOUNS[kind].singular, german.NUMBERS[scene.count(kind)]) for kind in chosen]
-    return [(kind, NUMBERS[scene.count(kind)]) for kind in chosen]
+        return german.NOUNS[kind].plural if plural else german.NOUNS[kind].singular
+    return KINDS[kind].plural if plural else kind
 
 
 _ASK_OWNERS: dict[Language, str] = {"en": "which picture shows each?", "de": "welches Bild zeigt was?"}
@@ -179,12 +188,12 @@ _ASK_TOTALS: dict[Language, str] = {
 }
 
 
-def list_totals(pair: Pair, language: Language, rng: random.Random) -> list[tuple[str, str]]:
+def list_totals(pair: Pair, language: Language, rng: random.Random, *, plural: bool = False) -> list[tuple[str, str]]:
     """The kinds of both scenes in random order, and how many of each both pictures show."""
     kinds = list(dict.fromkeys(kind for scene in pair for kind in scene.kinds()))
     return [
         (
-            pair_questions.name_kind(kind, language),
+            _name_counted(kind, language, plural=plural),
             pair_questions.phrase_number(sum(scene.count(kind) for scene in pair), language),
         )
         for kind in rng.sample(kinds, len(kinds))
@@ -247,17 +256,27 @@ def explain_pair(question: PairQuestion, pair: Pair, mixture: Mixture, rng: rand
 
 
 def _teach_pair(
-    pair: Pair, language: Language, rng: random.Random, lists: float, owners: float, relations: float, sets: float
+    pair: Pair,
+    language: Language,
+    rng: random.Random,
+    *,
+    lists: float,
+    owners: float,
+    relations: float,
+    sets: float,
+    plurals: float,
 ) -> Iterator[tuple[str, str | list[tuple[str, str]]]]:
     """What is asked about two pictures beside the questions that critics see, and the answer or the list."""
+    plural = plurals > 0 and rng.random() < plurals
     for number, scene in enumerate(pair):
-        for ask, make in zip(_ASK[language], (list_places, list_counts), strict=True):
+        for ask, make in zip(_ASK[language], (list_places, partial(list_counts, plural=plural)), strict=True):
             if rng.random() < lists:
                 yield ask[number], make(scene, language, rng)
     if owners and rng.random() < owners:
         yield _ASK_OWNERS[language], list_owners(pair, language, rng)
     if relations:
-        for text, list_them in ((_ASK_OWNERS[language], list_relations), (_ASK_TOTALS[language], list_totals)):
+        totals = partial(list_totals, plural=plural)
+        for text, list_them in ((_ASK_OWNERS[language], list_relations), (_ASK_TOTALS[language], totals)):
             if rng.random() < relations:
                 yield text, list_them(pair, language, rng)
     if sets and rng.random() < sets:
@@ -276,11 +295,13 @@ def pair_row(
     relations: float = 0.0,
     sets: float = 0.0,
     favoured: Sequence[str] = (),
+    plurals: float = 0.0,
 ) -> Row:
     """Samples two scenes with `questions` questions in one of the languages, of which `rationales` are explained.
 
     `lists`, `owners` and `relations` are the probabilities of each list of one picture, of the list of which picture
-    shows what, and of each other list of both; `sets` is that of `list_same` and `name_sets`.
+    shows what, and of each other list of both; `sets` is that of `list_same` and `name_sets`, and `plurals` that of
+    lists of numbers having their things in the plural.
     The scenes are made for a question of one of the `favoured` families in half of the cases, if there are any.
     """
     language = rng.choice(pair_questions.LANGUAGES)
@@ -297,7 +318,9 @@ def pair_row(
     root, before = pair_root(language, rng)
     texts = [
         reply(f"{before}{asks} A:", given, ANSWER) if isinstance(given, str) else listing(f"{before}{asks} A:", given)
-        for asks, given in _teach_pair(pair, language, rng, lists, owners, relations, sets)
+        for asks, given in _teach_pair(
+            pair, language, rng, lists=lists, owners=owners, relations=relations, sets=sets, plurals=plurals
+        )
     ]
     texts += [reply(f"{before}{one.text} A:", one.answer, ANSWER) for one in asked]
     for one in asked[:rationales]:
@@ -321,16 +344,29 @@ def sample_crowd(rng: random.Random) -> Scene:
     return make_scene(look.setting, look.weather, look.time, items)
 
 
-def crowd_row(rng: random.Random) -> Row:
-    """Samples a scene with several things of a kind, whose numbers are listed, and asked for where it is in English."""
+_ASK_NUMBER: dict[Language, tuple[str, ...]] = {
+    "en": scene_questions.WORDINGS["count"],
+    "de": ("wie viele {kinds} gibt es?", "wie viele {kinds} sind zu sehen?"),
+}
+
+
+def crowd_row(rng: random.Random, *, plurals: float = 0.0) -> Row:
+    """Samples a scene with several things of a kind, whose numbers are listed and asked for.
+
+    With a probability of `plurals` the list has its things in the plural, and numbers are asked for in either language
+    and of things that are not there; else in English only, and of those that are.
+    """
     scene = sample_crowd(rng)
     language = rng.choice(pair_questions.LANGUAGES)
-    texts = [listing(f"Q: {_COUNT[language]} A:", list_counts(scene, language, rng))]
-    if language == "en":
-        for kind in scene.kinds():
-            wording = rng.choice(scene_questions.WORDINGS["count"])
-            asked = wording.format(kinds=KINDS[kind].plural)
-            texts.append(reply(f"Q: {asked} A:", NUMBERS[scene.count(kind)], ANSWER))
+    plural = plurals > 0 and rng.random() < plurals
+    counted = list_counts(scene, language, rng, plural=plural)
+    texts = [listing(f"Q: {_COUNT[language]} A:", counted)]
+    if not plural:
+        present = scene.kinds() if language == "en" else ()
+        counted = [(KINDS[kind].plural, NUMBERS[scene.count(kind)]) for kind in present]
+    for kinds, number in counted:
+        asked = rng.choice(_ASK_NUMBER[language]).format(kinds=kinds)
+        texts.append(reply(f"Q: {asked} A:", number, ANSWER))
     return Row((scene,), (Segment(((IMAGE, 0.0),), None), *(Segment(parts, 0) for parts in texts)))
 
 

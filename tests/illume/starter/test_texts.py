@@ -27,6 +27,7 @@ from illume.scenes.starter.curriculum import IGNORED
 from illume.starter.architecture import CHAT_TEMPLATE, CONTEXT, build_starter, build_tokenizer
 from illume.starter.curriculum import EXPLAINING, MIXING, SEEING, TASKS, Recipe, make_batch, sample_rows
 from illume.starter.texts import (
+    ANSWER,
     GERMAN_WORDS,
     MISREAD,
     Mixture,
@@ -250,6 +251,31 @@ class TestRows:
                 assert said == f" {NUMBERS[scene.count(query.kinds[0])]}<eos>"
         assert counts == {1, 2, 3}
 
+    def test_crowds_are_asked_for_in_the_plural_in_both_languages(self) -> None:
+        said = set()
+        for seed in range(40):
+            row = crowd_row(random.Random(seed), plurals=1.0)
+            (scene,) = row.scenes
+            listed, *questions = [segment.parts for segment in row.segments[1:]]
+            is_english = listed[0][0] == "Q: how many of each? A:"
+            numbers = NUMBERS if is_english else GERMAN_NUMBERS
+            plurals = {KINDS[kind].plural if is_english else NOUNS[kind].plural: scene.count(kind) for kind in KINDS}
+            counts = {
+                kinds.strip(): number.strip()
+                for (kinds, _), (number, _) in zip(listed[1:-1:2], listed[2:-1:2], strict=True)
+            }
+            assert counts == {kinds: numbers[plurals[kinds]] for kinds in counts}
+            assert {plurals[kinds] > 0 for kinds in counts} == {True, False}
+            start = "Q: how many " if is_english else "Q: wie viele "
+            asked = {}
+            for (question, _), (number, weight) in questions:
+                kinds = next(one for one in counts if question.startswith(f"{start}{one} "))
+                asked[kinds] = number.strip().removesuffix("<eos>")
+                assert weight == ANSWER
+            assert asked == counts
+            said.add(is_english)
+        assert said == {True, False}
+
     def test_which_picture_shows_what(self) -> None:
         one = make_scene("park", "clear", "noon", [Item("dog", "left", "back"), Item("bus", "right", "front")])
         two = make_scene("park", "clear", "noon", [Item("dog", "left", "back"), Item("crab", "right", "front")])
@@ -291,6 +317,7 @@ class TestRows:
         )
         assert dict(list_totals((one, two), "en", random.Random(1))) == {"dog": "three", "crab": "one"}
         assert dict(list_totals((one, two), "de", random.Random(1))) == {"Hund": "drei", "Krabbe": "ein"}
+        assert dict(list_totals((one, two), "en", random.Random(1), plural=True)) == {"dogs": "three", "crabs": "one"}
 
     def test_what_two_pictures_share(self) -> None:
         one = make_scene("park", "clear", "noon", [Item("dog", "left", "back"), Item("bus", "left", "front")])
