@@ -268,8 +268,10 @@ def _teach_pair(
 ) -> Iterator[tuple[str, str | list[tuple[str, str]]]]:
     """What is asked about two pictures beside the questions that critics see, and the answer or the list."""
     plural = plurals > 0 and rng.random() < plurals
+    of_one: tuple[Callable[[Scene, Language, random.Random], list[tuple[str, str]]], ...]
+    of_one = list_places, partial(list_counts, plural=plural)
     for number, scene in enumerate(pair):
-        for ask, make in zip(_ASK[language], (list_places, partial(list_counts, plural=plural)), strict=True):
+        for ask, make in zip(_ASK[language], of_one, strict=True):
             if rng.random() < lists:
                 yield ask[number], make(scene, language, rng)
     if owners and rng.random() < owners:
