@@ -23,7 +23,19 @@ from illume.scenes.starter import curriculum as scenes_curriculum
 from illume.scenes.starter.architecture import IMAGE, IMAGE_TOKENS
 from illume.scenes.starter.curriculum import IGNORED, label_patches, scene_texts, to_pixels
 from illume.starter.looks import label_counts, label_feet, label_looks, label_shared
-from illume.starter.texts import ANSWER, RIGHT, Mixture, Parts, Row, Segment, crowd_row, guard_row, pair_row, twins_row
+from illume.starter.texts import (
+    ANSWER,
+    RIGHT,
+    Mixture,
+    Parts,
+    Row,
+    Ruling,
+    Segment,
+    crowd_row,
+    guard_row,
+    pair_row,
+    twins_row,
+)
 
 TASKS = ("scenes", "pairs", "guard")
 
@@ -40,11 +52,14 @@ class Stage:
     `numbered` that of a list of twins in which each thing follows the number of its picture. `favoured` are the
     families of questions for which half of the pairs are made. `questions` and `rationales` are numbers of texts for
     each row, the mixtures of rationales those of each task and language. With `misread` the answers of `guard` overlook
-    some kinds (`illume.starter.texts.MISREAD`). `seeing` is the weight of the loss of the patches, `telling` that of
-    which picture each patch is of, where there are two, `looks` that of where and when the picture of a patch without a
-    thing was taken, `counting` that of how many there are of a patch's thing, `feet` that of which patch is at its
-    foot, `sharing` that of whether the picture before shows the same. `rates` are the learning rates at the beginning
-    and at the end, as shares of the peak.
+    some kinds (`illume.starter.texts.MISREAD`). `seeing` is the weight of the loss of the patches, which with `naming`
+    are also like the plurals of their things, `telling` that of which picture each patch is of, where there are two,
+    `looks` that of where and when the picture of a patch without a thing was taken, `counting` that of how many there
+    are of a patch's thing, `feet` that of which patch is at its foot, `sharing` that of whether the picture before
+    shows the same. `grounds` is the weight of the loss of what rules call the things and the place of a patch, `ruling`
+    that of what each rule of a policy leads to, `premises` that of what the picture makes of its parts
+    (`illume.starter.rules`), and `variants` the number of policies for a picture. `rates` are the learning rates at the
+    beginning and at the end, as shares of the peak.
     """
 
     name: str
@@ -75,7 +90,12 @@ class Stage:
     counting: float = 0.0
     sharing: float = 0.0
     feet: float = 0.0
+    grounds: float = 0.0
+    ruling: float = 0.0
+    premises: float = 0.0
+    variants: int = 1
     plurals: float = 0.0
+    naming: bool = False
 
 
 SEEING = Stage("seeing", steps=900, rates=(1.0, 1.0), pictures=32, seeing=1.0)
@@ -141,14 +161,65 @@ TALLYING = replace(
     favoured=("more", "missing", "total"),
 )
 # By then lists of how many there are of each are right, but not answers: questions have their things in the plural.
-ASKING = replace(TALLYING, name="asking", steps=600, crowds=10, plurals=0.7)
-POLISHING = replace(EXPLAINING, name="polishing", steps=700, crowds=4, plurals=0.5, rates=(0.6, 0.12), seeing=0.1)
+ASKING = replace(TALLYING, name="asking", steps=400, crowds=10, plurals=0.7)
+# Plurals are found in the picture once patches are like them too: answers alone did not teach that.
+NAMING = replace(ASKING, name="naming", steps=300, seeing=0.4, naming=True)
+POLISHING = replace(
+    EXPLAINING,
+    name="polishing",
+    steps=600,
+    rates=(0.6, 0.12),
+    pairs=8,
+    favoured=("more", "missing", "total"),
+    plurals=0.5,
+    naming=True,
+    seeing=0.1,
+)
+# Which rules are broken is known by then in lists that go through them one by one; the rating, which comes first in an
+# answer, is not. Once each rule says so itself, the rating has to look for one only.
+RULING = replace(
+    POLISHING,
+    name="ruling",
+    steps=400,
+    rates=(0.6, 0.6),
+    scenes=4,
+    guard=6,
+    crowds=1,
+    variants=2,
+    favoured=(),
+    lists=0.15,
+    owners=0.1,
+    relations=0.15,
+    sets=0.2,
+    rationales=3,
+    seeing=0.2,
+    grounds=0.2,
+    ruling=0.3,
+)
+# It does not come to say so by itself: its noun first has to say whether there is any, its condition whether it holds.
+JUDGING = replace(RULING, name="judging", steps=400, premises=0.3)
+# Ratings are right by then. What takes longest is to say what is true of two pictures.
+REASONING = replace(
+    JUDGING,
+    name="reasoning",
+    steps=1500,
+    scenes=3,
+    pairs=10,
+    guard=3,
+    variants=1,
+    lists=0.1,
+    relations=0.1,
+    sets=0.1,
+    rationales=4,
+)
+FINISHING = replace(REASONING, name="finishing", steps=600, rates=(0.6, 0.12))
 _MIXTURE = Mixture(right=0.3, circular=0.25)
 MIXING = replace(
-    POLISHING,
+    FINISHING,
     name="mixing",
-    steps=400,
+    steps=300,
     rates=(0.12, 0.01),
+    pairs=6,
     crowds=0,
     lists=0.0,
     owners=0.0,
@@ -182,7 +253,12 @@ class Recipe:
         EXPLAINING,
         TALLYING,
         ASKING,
+        NAMING,
         POLISHING,
+        RULING,
+        JUDGING,
+        REASONING,
+        FINISHING,
         MIXING,
     )
     learning_rate: float = 1e-3
@@ -239,7 +315,7 @@ def sample_rows(stage: Stage, rng: random.Random) -> list[tuple[str, Row]]:
         row = guard_row(
             rng,
             lists=2 * stage.lists,
-            variants=1,
+            variants=stage.variants,
             answers=1,
             rationales=max(0, stage.rationales - 1),
             mixture=stage.guard_mixture,
@@ -287,6 +363,8 @@ class Batch:
     tasks: np.ndarray  # (sequences, length), the index of the task
     positions: np.ndarray  # (sequences, length)
     numbers: np.ndarray  # (sequences, length), of image tokens where there are several pictures: the picture's, from 0
+    rules: np.ndarray  # (sequences, length), of the full stop of a rule: whether it is broken; IGNORED elsewhere
+    premises: np.ndarray  # (sequences, length), of a rule's noun, and the end of its condition: whether seen, holds
     mask: np.ndarray  # (sequences, 1, length, length), true where a query may attend to a key
 
 
@@ -299,6 +377,8 @@ class _Encoded:
     weights: np.ndarray
     positions: np.ndarray
     numbers: np.ndarray
+    rules: np.ndarray
+    premises: np.ndarray
     sees: np.ndarray
     task: int
     pictures: list[int]
@@ -308,12 +388,14 @@ def encode_row(
     row: Row, tokenizer: PreTrainedTokenizerFast, *, task: int = 0, pictures: Sequence[int] = ()
 ) -> _Encoded:
     """Encodes a row; each part of a text is encoded separately."""
-    image = int(tokenizer.convert_tokens_to_ids(IMAGE))
+    image, stop = (int(one) for one in tokenizer.convert_tokens_to_ids([IMAGE, "."]))
     texts = [text for segment in row.segments for text, _ in segment.parts]
     encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
     ids: list[int] = []
     labels: list[int] = []
     weights: list[float] = []
+    rules: list[int] = []
+    premises: list[int] = []
     owner: list[int] = []
     positions: list[int] = []
     ends: list[int] = []  # the position after each segment
@@ -330,13 +412,44 @@ def encode_row(
             labels += part if weight else [IGNORED] * len(part)
             weights += [weight] * len(part)
         length = len(ids) - before
+        ruled = _ruled(ids[before:], segment.rulings, stop, tokenizer)
+        rules += ruled[0]
+        premises += ruled[1]
         owner += [number] * length
         positions += range(start, start + length)
         ends.append(start + length)
     places = np.array(owner)
     sees = above[places[:, None], places[None, :]] & np.tril(np.ones((len(ids), len(ids)), bool))
-    arrays = np.array(ids), np.array(labels), np.array(weights, np.float32), np.array(positions), _numbers(ids, image)
-    return _Encoded(*arrays, sees, task, list(pictures))
+    return _Encoded(
+        ids=np.array(ids),
+        labels=np.array(labels),
+        weights=np.array(weights, np.float32),
+        positions=np.array(positions),
+        numbers=_numbers(ids, image),
+        rules=np.array(rules),
+        premises=np.array(premises),
+        sees=sees,
+        task=task,
+        pictures=list(pictures),
+    )
+
+
+def _ruled(
+    ids: Sequence[int], rulings: Sequence[Ruling], stop: int, tokenizer: PreTrainedTokenizerFast
+) -> tuple[list[int], list[int]]:
+    """Whether each rule is broken, at its full stop, and its premises hold, at its noun and the end of its condition.
+
+    IGNORED at other tokens.
+    """
+    rules, premises = [IGNORED] * len(ids), [IGNORED] * len(ids)
+    ends = [place for place, token in enumerate(ids) if token == stop] if rulings else []
+    for end, ruling in zip(ends[-len(rulings) :], rulings, strict=True):
+        rules[end] = int(ruling.broken)
+        noun: int = tokenizer(f" {ruling.noun}", add_special_tokens=False)["input_ids"][-1]
+        premises[end - 1 - ids[end - 1 :: -1].index(noun)] = int(ruling.seen)
+        if ruling.holds is not None:
+            premises[end - 1] = int(ruling.holds)
+    return rules, premises
 
 
 def _numbers(ids: Sequence[int], image: int) -> np.ndarray:
@@ -360,7 +473,8 @@ def pack(rows: Sequence[_Encoded], pixels: np.ndarray, patches: np.ndarray, pad:
             chosen.append(row)
     shape = (len(bins), length)
     ids, labels, weights = np.full(shape, pad), np.full(shape, IGNORED), np.zeros(shape, np.float32)
-    positions, tasks, numbers = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.full(shape, IGNORED)
+    positions, tasks = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    numbers, rules, premises = (np.full(shape, IGNORED) for _ in range(3))
     mask = np.zeros((len(bins), 1, length, length), bool)
     mask[:, 0] = np.eye(length, dtype=bool)  # what pads a sequence sees itself, since nothing to see gives no number
     order: list[int] = []
@@ -371,12 +485,13 @@ def pack(rows: Sequence[_Encoded], pixels: np.ndarray, patches: np.ndarray, pad:
             ids[number, at:end], labels[number, at:end] = row.ids, row.labels
             positions[number, at:end], tasks[number, at:end] = row.positions, row.task
             weights[number, at:end], numbers[number, at:end] = row.weights, row.numbers
+            rules[number, at:end], premises[number, at:end] = row.rules, row.premises
             mask[number, 0, at:end, at:end] = row.sees
             order += row.pictures
             at = end
     if order:
         pixels, patches = pixels[order], patches[order]
-    return Batch(pixels, patches, ids, labels, weights, tasks, positions, numbers, mask)
+    return Batch(pixels, patches, ids, labels, weights, tasks, positions, numbers, rules, premises, mask)
 
 
 def make_batch(

@@ -36,11 +36,25 @@ GERMAN_WORDS = (*(noun.singular for noun in german.NOUNS.values()), "links", "re
 
 
 @dataclass(frozen=True, slots=True)
+class Ruling:
+    """What a picture makes of a rule: whether it shows any of its `noun`, and whether its condition holds, if any."""
+
+    noun: str
+    seen: bool
+    holds: bool | None
+    broken: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece of a row's tree. `parent` is the index of the segment above it, None for the first one."""
+    """A piece of a row's tree. `parent` is the index of the segment above it, None for the first one.
+
+    `rulings` are those of the rules of a policy, in the order of its text.
+    """
 
     parts: Parts
     parent: int | None
+    rulings: tuple[Ruling, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,6 +489,20 @@ def list_rules(scene: Scene, policy: Policy) -> list[tuple[str, str]]:
     return found
 
 
+def rulings(scene: Scene, policy: Policy) -> tuple[Ruling, ...]:
+    """What the scene makes of each rule, in their order."""
+    broken = policies.violations(scene, policy)
+    return tuple(
+        Ruling(
+            noun=CATEGORIES[rule.name].noun,
+            seen=bool(CATEGORIES[rule.name].items(scene)),
+            holds=CATEGORIES[rule.name].condition.holds(scene) if rule.status == "default" else None,
+            broken=rule.name in broken,
+        )
+        for rule in policy.categories
+    )
+
+
 def guard_row(
     rng: random.Random, *, lists: float, variants: int, answers: int, rationales: int, mixture: Mixture, misread: bool
 ) -> Row:
@@ -488,10 +516,10 @@ def guard_row(
     segments = [Segment(((IMAGE, 0.0),), None)]
     for rules, gold in cases[:variants]:
         top = len(segments)
-        segments.append(Segment(((f"{rules.text}\n", 0.0),), 0))
+        looks = without_misread(scene) if misread else scene
+        segments.append(Segment(((f"{rules.text}\n", 0.0),), 0, rulings(looks, rules)))
         if rng.random() < lists:
             segments.append(Segment(listing("Q: which rules count? A:", list_rules(scene, rules)), top))
-        looks = without_misread(scene) if misread else scene
         said = policies.assess(looks, rules) or gold
         for _ in range(answers):
             text = explain_case(looks, rules, said, mixture, rng)

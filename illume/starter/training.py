@@ -36,6 +36,7 @@ from illume.scenes.starter.training import label_token_ids, make_optimizer, patc
 from illume.starter.architecture import CHAT_TEMPLATE, build_starter, build_tokenizer
 from illume.starter.curriculum import TASKS, Batch, Recipe, Stage, make_batch
 from illume.starter.looks import COUNTS, FEET, GERMAN_LOOK_LABELS, LOOK_LABELS, SHARED, likeness_loss, look_loss
+from illume.starter.rules import GROUNDS, PREMISES, RULED, label_grounds
 
 CHECKPOINT_EVERY = 100  # steps between checkpoints
 REPORT_EVERY = 25  # steps between report lines
@@ -45,6 +46,11 @@ GERMAN_LABELS = (
     ("hinten", "vorne"),
 )
 """The German words of `illume.scenes.starter.curriculum.PATCH_LABELS`."""
+PLURAL_LABELS = (
+    ((*(kind.plural for kind in KINDS.values()), "none"), *PATCH_LABELS[1:]),
+    ((*(NOUNS[kind].plural for kind in KINDS), "nichts"), *GERMAN_LABELS[1:]),
+)
+"""The words of PATCH_LABELS, in English and in German, with things in the plural as questions for their number have."""
 
 
 NUMBER_WORDS = (("first", "second"), ("erstes", "zweites"))
@@ -52,11 +58,17 @@ NUMBER_LAYER = 1
 """The layer of text, from 1, after which patches are like the word of their picture's number."""
 SHARED_LAYER = 3
 """The layer after which patches of a second picture are like the word of what both pictures show, or of theirs."""
+RULE_LAYER = 4
+"""The layer after which the end of a rule is like the rating that it leads to."""
+RULE_WEIGHTS = (1.0, 8.0)
+"""The weights of rules that are kept and of broken ones, of which there are few."""
+PREMISE_LAYER = 2
+"""The layer after which the noun of a rule and the end of its condition are like the word of whether that holds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """Token ids of the labels of patches by language: kinds, places, looks, counts, numbers, what is shared, feet."""
+    """Token ids of the labels of patches by language. Those of `plurals` are `labels` with things in the plural."""
 
     labels: tuple[tuple[torch.Tensor, ...], ...]
     looks: tuple[tuple[torch.Tensor, ...], ...]
@@ -64,6 +76,10 @@ class Words:
     numbers: tuple[torch.Tensor, ...]
     shared: tuple[torch.Tensor, ...]
     feet: tuple[torch.Tensor, ...]
+    plurals: tuple[tuple[torch.Tensor, ...], ...]
+    grounds: tuple[tuple[torch.Tensor, ...], ...]
+    rules: tuple[torch.Tensor, ...]
+    premises: tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +109,8 @@ def compute_losses(model: LlavaForConditionalGeneration, batch: Batch, words: Wo
         named = [tree_map(lambda ids: embed(ids.to(where)), group) for group in groups]
         return torch.stack([loss(features, names, labels) for names in named]).mean()
 
-    seen = mean(patch_loss, image, words.labels, patches)
+    names = (*words.labels, *words.plurals) if stage.naming else words.labels
+    seen = mean(patch_loss, image, names, patches)
     others: dict[str, torch.Tensor] = {}
     if stage.looks:
         others["looks"] = mean(look_loss, image, words.looks, patches[..., 3:6])
@@ -101,12 +118,24 @@ def compute_losses(model: LlavaForConditionalGeneration, batch: Batch, words: Wo
         others["counts"] = mean(likeness_loss, image, words.counts, patches[..., 6])
     if stage.feet:
         others["feet"] = mean(likeness_loss, image, words.feet, patches[..., 8])
+    if stage.grounds:
+        others["grounds"] = mean(look_loss, image, words.grounds, label_grounds(patches))
     sums, counts = torch.zeros(len(TASKS)), torch.zeros(len(TASKS))
     texts_loss = seen.new_zeros(())
     if batch.ids.size:
-        ids, labels, weights, tasks, positions, numbers, mask = (
+        ids, labels, weights, tasks, positions, numbers, rules, premises, mask = (
             torch.from_numpy(one).to(where)
-            for one in (batch.ids, batch.labels, batch.weights, batch.tasks, batch.positions, batch.numbers, batch.mask)
+            for one in (
+                batch.ids,
+                batch.labels,
+                batch.weights,
+                batch.tasks,
+                batch.positions,
+                batch.numbers,
+                batch.rules,
+                batch.premises,
+                batch.mask,
+            )
         )
         texts = embed(ids)
         is_picture = ids == model.config.image_token_id
@@ -116,13 +145,19 @@ def compute_losses(model: LlavaForConditionalGeneration, batch: Batch, words: Wo
             attention_mask=mask,
             position_ids=positions,
             use_cache=False,
-            output_hidden_states=stage.telling > 0 or stage.sharing > 0,
+            output_hidden_states=max(stage.telling, stage.sharing, stage.ruling, stage.premises) > 0,
         )
         if stage.telling and (numbers != IGNORED).any():
             others["numbers"] = mean(likeness_loss, read.hidden_states[NUMBER_LAYER], words.numbers, numbers)
         shared = patches[..., 7].flatten()
         if stage.sharing and (shared != IGNORED).any():
             others["shared"] = mean(likeness_loss, read.hidden_states[SHARED_LAYER][is_picture], words.shared, shared)
+        if stage.ruling and (rules != IGNORED).any():
+            weight = torch.tensor(RULE_WEIGHTS, device=where) if stage.premises else None
+            weighed = partial(likeness_loss, weight=weight)
+            others["rules"] = mean(weighed, read.hidden_states[RULE_LAYER], words.rules, rules)
+        if stage.premises and (premises != IGNORED).any():
+            others["premises"] = mean(likeness_loss, read.hidden_states[PREMISE_LAYER], words.premises, premises)
         is_target = labels[:, 1:] != IGNORED
         logits = model.lm_head(read.last_hidden_state[:, :-1][is_target]).float()
         each = F.cross_entropy(logits, labels[:, 1:][is_target], reduction="none")
@@ -137,6 +172,9 @@ def compute_losses(model: LlavaForConditionalGeneration, batch: Batch, words: Wo
         "feet": stage.feet,
         "numbers": stage.telling,
         "shared": stage.sharing,
+        "grounds": stage.grounds,
+        "rules": stage.ruling,
+        "premises": stage.premises,
     }
     total = texts_loss + stage.seeing * seen
     for name, loss in others.items():
@@ -146,14 +184,15 @@ def compute_losses(model: LlavaForConditionalGeneration, batch: Batch, words: Wo
 
 def find_words(tokenizer: PreTrainedTokenizerFast) -> Words:
     """The tokens of all labels of patches, in English and in German."""
-    labels, looks = (
+    labels, looks, plurals, grounds = (
         tuple(tuple(label_token_ids(tokenizer, groups)) for groups in both)
-        for both in ((PATCH_LABELS, GERMAN_LABELS), (LOOK_LABELS, GERMAN_LOOK_LABELS))
+        for both in ((PATCH_LABELS, GERMAN_LABELS), (LOOK_LABELS, GERMAN_LOOK_LABELS), PLURAL_LABELS, GROUNDS)
     )
-    counts, numbers, shared, feet = (
-        tuple(label_token_ids(tokenizer, both)) for both in (COUNTS, NUMBER_WORDS, SHARED, FEET)
+    counts, numbers, shared, feet, premises = (
+        tuple(label_token_ids(tokenizer, both)) for both in (COUNTS, NUMBER_WORDS, SHARED, FEET, PREMISES)
     )
-    return Words(labels, looks, counts, numbers, shared, feet)
+    rules = (torch.tensor(tokenizer.convert_tokens_to_ids(list(RULED))),)
+    return Words(labels, looks, counts, numbers, shared, feet, plurals, grounds, rules, premises)
 
 
 @dataclass(slots=True)
@@ -320,7 +359,8 @@ def write_curve(folder: Path, content: Mapping[str, Any]) -> None:
     panels = []
     for title, names in (
         ("Texts of a task: cross-entropy of a token", TASKS),
-        ("Patches: cross-entropy", ("patches", "numbers", "looks", "counts", "feet", "shared")),
+        ("Patches: cross-entropy", ("patches", "numbers", "looks", "counts", "feet", "shared", "grounds")),
+        ("Rules: cross-entropy", ("rules", "premises")),
     ):
         lines = [
             Line(name, [(float(point["step"]), point[name]) for point in points if name in point], marks=False)
