@@ -131,9 +131,9 @@ def list_counts(scene: Scene, language: Language, rng: random.Random, *, plural:
 
 def _name_counted(kind: str, language: Language, *, plural: bool) -> str:
     """The name of a kind of thing, as lists have it, or as questions for how many there are."""
-    if language == "de":
-        return german.NOUNS[kind].plural if plural else german.NOUNS[kind].singular
-    return KINDS[kind].plural if plural else kind
+    if not plural:
+        return pair_questions.name_kind(kind, language)
+    return KINDS[kind].plural if language == "en" else german.NOUNS[kind].plural
 
 
 _ASK_OWNERS: dict[Language, str] = {"en": "which picture shows each?", "de": "welches Bild zeigt was?"}

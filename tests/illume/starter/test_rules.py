@@ -12,13 +12,13 @@ from illume.starter.rules import GROUNDS, label_grounds
 
 
 def test_grounds_are_the_category_of_things_and_what_holds_where_there_are_none() -> None:
-    dog, train, bare = (OBJECT_LABELS.index(name) for name in ("dog", "helicopter", "none"))
+    dog, helicopter, bare = (OBJECT_LABELS.index(name) for name in ("dog", "helicopter", "none"))
     kitchen, park = (LOOKS[0].index(name) for name in ("kitchen", "park"))
     rainy = LOOKS[1].index("rainy")
     patches = torch.tensor(
         [
             [dog, 0, 0, IGNORED, IGNORED, IGNORED],
-            [train, 0, 0, IGNORED, IGNORED, IGNORED],
+            [helicopter, 0, 0, IGNORED, IGNORED, IGNORED],
             [bare, IGNORED, IGNORED, kitchen, rainy, 0],
             [bare, IGNORED, IGNORED, park, rainy, 0],
             [IGNORED] * 6,
