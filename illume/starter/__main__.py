@@ -24,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="illume starter", description="Train the model of the tasks scenes, pairs and guard."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    text = "train the model with its recipe, which takes two to three hours on two cores"
+    text = "train the model with its recipe, which takes some hours on two cores"
     train = commands.add_parser(
         "train",
         help=text,
