@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from app.cli.terminal import data_dir_option, say
+from app.cli.terminal import data_dir_option, say, upgrade_tables
 from app.processes.connect import services, wait_for_database
 from app.settings import get_settings
 
@@ -23,5 +23,5 @@ def upgrade() -> None:
     with services():
         settings = get_settings()
         wait_for_database(settings, say=say)
-        migrations.upgrade(settings.database_url)
+        upgrade_tables(settings)
         say(f"The tables are at revision {migrations.current_revision(settings.database_url)}.")

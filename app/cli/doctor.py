@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import broker
 from app.cli.terminal import at_least_one, data_dir_option, say
-from app.db import engine, migrations, poolers
+from app.db import database_role, engine, migrations, poolers
 from app.errors import DomainError
 from app.processes.connect import connection_failure, services, use_kept_public_url
 from app.processes.private_files import open_to_others
@@ -177,10 +177,15 @@ def check_migrations(settings: Settings) -> Finding:
     wanted = migrations.required_revision()
     try:
         found = migrations.current_revision(settings.database_url)
-    except (SQLAlchemyError, ValueError):
+        obstacle = None if found == wanted else database_role.find_obstacle(engine.libpq_url(settings.database_url))
+    except (SQLAlchemyError, psycopg.Error, ValueError):
         return Finding("migrations", False, "unknown until the database answers", "Fix the database first.")
     if found != wanted:
-        return Finding("migrations", False, f"at {found or 'no revision'}, {wanted} needed", "Run `illume db upgrade`.")
+        detail = f"at {found or 'no revision'}, {wanted} needed"
+        if obstacle is not None:
+            remedy = f"{obstacle.remedy} Then run `illume db upgrade`."
+            return Finding("migrations", False, f"{detail}. {obstacle.reason}", remedy)
+        return Finding("migrations", False, detail, "Run `illume db upgrade`.")
     return Finding("migrations", True, f"at {found}")
 
 

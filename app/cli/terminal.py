@@ -12,7 +12,7 @@ import click
 from pydantic import ValidationError
 
 from app.errors import DomainError
-from app.processes.connect import Refused, services, set_environment, wait_for_database
+from app.processes.connect import Refused, refuse_few_rights, services, set_environment, wait_for_database
 from app.settings import Settings, get_settings
 from illume.root import default_data_dir
 from illume.validation import describe_problem
@@ -99,6 +99,15 @@ def refuse_other_tables(settings: Settings) -> None:
     wait_for_database(settings, say=warn)
     if migrations.current_revision(settings.database_url) != migrations.required_revision():
         raise Refused("The database does not have the tables that this version needs. Run `illume db upgrade` first.")
+
+
+def upgrade_tables(settings: Settings) -> None:
+    """Create the tables, or bring them up to date. Raises Refused where the role of the database may not do so."""
+    from app.db import migrations
+
+    if migrations.current_revision(settings.database_url) != migrations.required_revision():
+        refuse_few_rights(settings)
+    migrations.upgrade(settings.database_url)
 
 
 def say_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

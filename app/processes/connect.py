@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from app.db import engine, poolers, sessions
+from app.db import database_role, engine, poolers, sessions
 from app.processes.embedded import SERVICES_FILE, Embedded, InUse
 from app.processes.postgres_install import EmbeddedError
 from app.processes.private_files import private_files
@@ -246,3 +246,13 @@ def wait_for_database(settings: Settings, *, say: Callable[[str], None]) -> None
             say(f"The database does not answer yet; waiting up to {left:.0f} s more.")
             said = time.monotonic()
         time.sleep(min(0.5, left))
+
+
+def refuse_few_rights(settings: Settings) -> None:
+    """Raise Refused where the role of the database may not make the tables, with what an administrator has to do."""
+    try:
+        found = database_role.find_obstacle(engine.libpq_url(settings.database_url))
+    except psycopg.Error as error:
+        raise Refused(f"The database does not say what its role may do: {connection_failure(error)}") from error
+    if found is not None:
+        raise Refused(f"{found.reason} {found.remedy}", code=2)

@@ -36,7 +36,7 @@ from app.cli.terminal import FilePath, Say, data_dir_option, say, warn
 from app.db import migrations
 from app.db.engine import libpq_url
 from app.errors import NotFound
-from app.processes.connect import Refused, services, wait_for_database
+from app.processes.connect import Refused, refuse_few_rights, services, wait_for_database
 from app.services.kernel.store import KEY_FORM, Store
 from app.settings import Settings, get_settings
 from illume.files import make_private_folder, replace_file
@@ -93,6 +93,7 @@ def restore(settings: Settings, source: Path, *, replace: bool, say: Say = silen
                 raise Refused(f"{source} is not a backup made by Illume.", code=2)
             summary = read_summary(tar, source, settings, say)
             refuse_full_database(settings, replace=replace)
+            refuse_few_rights(settings)
             add_objects(tar, settings, summary, say)
             unpack_rows(tar, summary, Path(folder))
             loading = sometimes(say, "The database: loading ")

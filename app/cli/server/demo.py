@@ -14,8 +14,7 @@ from pathlib import Path
 import click
 
 from app.cli.server.demo_projects import SCENES
-from app.cli.terminal import Say, data_dir_option, say
-from app.db import migrations
+from app.cli.terminal import Say, data_dir_option, say, upgrade_tables
 from app.processes import health_checks
 from app.processes.connect import (
     Refused,
@@ -77,7 +76,7 @@ def prepare(settings: Settings, *, say: Say) -> tuple[dict[str, dict[str, str]],
     from app.db.sessions import session_scope
 
     wait_for_database(settings, say=say)
-    migrations.upgrade(settings.database_url)
+    upgrade_tables(settings)
     path = settings.data_dir / ACCOUNTS_FILE
     known = json.loads(path.read_text()) if path.exists() else {}
     with session_scope() as session:

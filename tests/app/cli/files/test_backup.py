@@ -30,6 +30,7 @@ from app.services.kernel.store import Store, get_store
 from app.services.rounds import snapshots
 from app.settings import ROOT, Settings, get_settings
 from tests import factories as make
+from tests.app.cli.conftest import empty
 from tests.app.services.exports.test_exports import SHAPES
 from tests.app.services.judged import make_judged
 from tests.conftest import CommittedDatabase
@@ -58,13 +59,6 @@ def kept(committed_db: CommittedDatabase, elsewhere: Elsewhere) -> Settings:
         project = make.make_project(session, slug="cats")
         make.make_candidate_set(session, project, texts=["it purrs – «so»", "it's a \\cat\n"])
     return settings
-
-
-def empty(database: CommittedDatabase) -> None:
-    """Remove all tables."""
-    with database.engine.begin() as connection:
-        connection.execute(text("DROP SCHEMA public CASCADE"))
-        connection.execute(text("CREATE SCHEMA public"))
 
 
 def illume(environment: dict[str, str], *words: str) -> str:
@@ -134,21 +128,6 @@ def restore_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read()
 
 
-@pytest.fixture
-def tenant(committed_db: CommittedDatabase) -> Iterator[str]:
-    """A role that may make tables in an empty database, and owns nothing: its URL. An admin has added the extension."""
-    role = f"tenant_{os.getpid()}"
-    empty(committed_db)
-    with committed_db.engine.begin() as connection:
-        connection.execute(text("CREATE EXTENSION pg_trgm"))
-        connection.execute(text(f"CREATE ROLE {role} LOGIN"))
-        connection.execute(text(f"GRANT USAGE, CREATE ON SCHEMA public TO {role}"))
-    yield committed_db.url.replace("//illume@", f"//{role}@")
-    with committed_db.engine.begin() as connection:
-        connection.execute(text(f"DROP OWNED BY {role} CASCADE"))
-        connection.execute(text(f"DROP ROLE {role}"))
-
-
 class TestRestore:
     def test_a_role_that_owns_no_more_than_its_tables(
         self, kept: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
@@ -167,6 +146,24 @@ class TestRestore:
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute("CREATE SCHEMA another")
         backup.backup(get_settings(), tmp_path / "again.tar")
+
+    def test_a_role_that_may_not_make_the_tables(
+        self,
+        kept: Settings,
+        committed_db: CommittedDatabase,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        request: pytest.FixtureRequest,
+    ) -> None:
+        file = tmp_path / "illume.tar"
+        backup.backup(kept, file)
+        url = request.getfixturevalue("tenant")
+        with committed_db.engine.begin() as connection:
+            connection.execute(text("DROP EXTENSION pg_trgm"))
+        monkeypatch.setenv("ILLUME_DATABASE_URL", url)
+        forget_settings()
+        with pytest.raises(Refused, match="CREATE EXTENSION pg_trgm;"):
+            restore.restore(get_settings(), file, say=lambda _: None)
 
     def test_what_others_left_in_the_schema_is_dropped(self, kept: Settings, tmp_path: Path) -> None:
         file = tmp_path / "illume.tar"
