@@ -92,7 +92,10 @@ def add_response(
     by_person: dict[str, Judgement],
     comments: dict[str, list[str]],
 ) -> None:
-    """Add one answer of one person: the best of a ranking is picked, a text is a comment."""
+    """Add one answer of one person: the best of a ranking is picked, a text is a comment.
+
+    A verdict tells what was picked from what was not, so a third rank has no place; that is reported once a question.
+    """
     person, value = str(response.get("user_id")), response.get("value")
     if response.get("status") not in (None, "submitted"):
         task.left_out.append(
@@ -109,6 +112,13 @@ def add_response(
     if found is not None:
         kind, picks = found
         by_person[person] = Judgement(id=f"{task.id}-{person}", critic=person, kind=kind, picks=picks)
+        below = _(
+            "record %(id)s: only the first rank in '%(question)s' counts; the order below it has no place.",
+            id=task.id,
+            question=question[:60],
+        )
+        if len({rank for _name, rank in ranking or ()}) > 2 and ("responses", below) not in task.left_out:
+            task.left_out.append(("responses", below))
     elif isinstance(value, str):
         comments.setdefault(person, []).append(value)
     else:

@@ -236,6 +236,27 @@ class TestArgilla:
         ]
         assert texts(committed_db, project)[0] == ["Blue sky.", "Night."]
 
+    def test_an_order_below_the_first_rank_is_reported(self, committed_db: CommittedDatabase, project: Project) -> None:
+        picture = "data:image/png;base64," + base64.b64encode(factories.image_bytes()).decode()
+        fields = {"image": picture, "text-1": "Blue sky.", "text-2": "Night.", "text-3": "Rain."}
+
+        def ranked(*ranks: int) -> list[dict[str, Any]]:
+            return [{"value": f"text-{number}", "rank": rank} for number, rank in enumerate(ranks, start=1)]
+
+        both = [{"value": ranked(2, 1, 3), "user_id": "u1"}, {"value": ranked(1, 2, 3), "user_id": "u2"}]
+        rows = document(
+            {"id": "r1", "fields": fields, "responses": {"order": both}},
+            {"id": "r2", "fields": fields, "responses": {"order": [{"value": ranked(2, 1, 2), "user_id": "u1"}]}},
+        )
+        found = run(committed_db, project, rows, "records.json")
+        below = "record r1: only the first rank in 'order' counts; the order below it has no place."
+        assert reasons(committed_db, found) == [(1, "responses", below)]
+        assert [one for _, one in said(committed_db, project)] == [
+            ("picked", ("Night.",)),
+            ("picked", ("Blue sky.",)),
+            ("picked", ("Night.",)),
+        ]
+
     def test_labels_in_a_ranking_and_broken_images(self, committed_db: CommittedDatabase, project: Project) -> None:
         with committed_db.sessions() as session:
             sha256 = factories.make_image(session).sha256
