@@ -6,8 +6,10 @@ Kustomize is not needed either, except for the last class, which kubectl brings.
 from __future__ import annotations
 
 import functools
+import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 import redis
 import yaml
 
-from app import queue
+from app import broker, queue
 from app.http.door import ANY_HOST
 from app.processes.embedded import Embedded
 from app.settings import ROOT, Settings
@@ -24,6 +26,8 @@ from tests.app.test_compose import SERVICES
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 VERSION = kubernetes_validate.latest_version()
+GUIDE = (ROOT / "docs" / "containers.md").read_text()
+RELEASE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 NOT_IN_KUBERNETES = {"Kustomization", "Component", "ScaledObject", "TriggerAuthentication"}  # of kustomize, of KEDA
 
 Document = dict[str, Any]
@@ -145,7 +149,32 @@ class TestSettings:
         assert not {"SECRET_KEY", "DATABASE_URL", "REDIS_URL"} & set(text.replace("ILLUME_", " ").split())
 
 
+class TestImages:
+    def test_they_have_the_version_of_this_release(self) -> None:
+        images = yaml.safe_load((FOLDER / "example" / "kustomization.yaml").read_text())["images"]
+        assert {str(one["newTag"]) for one in images} == {RELEASE}
+        assert set(re.findall(r"registry\.example\.org/illume[\w-]*:(\S+)", GUIDE)) == {RELEASE}
+
+
 class TestAutoscaling:
+    def test_it_reads_the_redis_of_the_guide(self) -> None:
+        [url] = re.findall(r"--from-literal=ILLUME_REDIS_URL='([^']+)'", GUIDE)
+        [command] = re.findall(r"create secret generic illume-redis (.*?)```", GUIDE, re.DOTALL)
+        secret = dict(re.findall(r"--from-literal=(\w+)=(\S+)", command))
+        found = broker.parse_broker(url)
+        [(host, port)] = found.hosts
+        account = found.username or "default"
+        assert secret == {"address": f"{host}:{port}", "username": account, "password": found.password}
+        made = documents("autoscaling")
+        (trigger,) = made["ScaledObject", "illume-worker-model"]["spec"]["triggers"]
+        assert trigger["type"] == "redis"
+        assert trigger["metadata"]["enableTLS"] == ("false" if found.tls is None else "true")
+        assert trigger["metadata"]["databaseIndex"] == str(found.database)
+        references = made["TriggerAuthentication", trigger["authenticationRef"]["name"]]["spec"]["secretTargetRef"]
+        assert {(one["name"], one["parameter"], one["key"]) for one in references} == {
+            ("illume-redis", key, key) for key in secret
+        }
+
     def test_it_counts_the_tasks_that_wait_in_redis(self, embedded: Embedded) -> None:
         scaled = documents("autoscaling")["ScaledObject", "illume-worker-model"]
         assert ("Deployment", scaled["spec"]["scaleTargetRef"]["name"]) in documents("base")
@@ -184,5 +213,5 @@ class TestKustomize:
         )
         (container,) = model["spec"]["template"]["spec"]["containers"]
         assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
-        assert container["image"] == "registry.example.org/illume-cuda:0.2.0"
+        assert container["image"] == f"registry.example.org/illume-cuda:{RELEASE}"
         assert container["envFrom"][0]["configMapRef"]["name"] == config["metadata"]["name"]
