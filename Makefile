@@ -41,7 +41,7 @@ test: $(TOOLS) $(ASSETS)
 	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m pytest $(TWO) $(TESTS)
 
 test-slow: $(TOOLS) $(ASSETS)
-	@tools/install --editable '.[dev,meteor,quantization,s3]' boto3 flask flask-cors 'moto[s3]' pip-audit
+	@tools/install --editable '.[dev,meteor,quantization,s3]' boto3 flask flask-cors 'moto[s3]' pip-audit 'transformers[serving]'
 	@tools/npm $(PYTHON) install --ignore-scripts --no-save --no-audit --no-fund --loglevel=error $(TLS_POSTGRES) || \
 		echo "The tests that need a PostgreSQL with TLS are skipped: npm could not install $(TLS_POSTGRES)." >&2
 	@ILLUME_CHROMIUM="$$(tools/find-chromium $(PYTHON))" && export ILLUME_CHROMIUM && $(PYTHON) -m pytest -m slow $(TESTS)

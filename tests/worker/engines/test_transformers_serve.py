@@ -10,17 +10,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import select
 
 from app.db.sessions import session_scope
-from app.models import AdapterState, Candidate, CandidateSet, EngineAdapter, EngineState, ModelVersion, Project
+from app.main import create_app
+from app.models import (
+    AdapterState,
+    Candidate,
+    CandidateSet,
+    Engine,
+    EngineAdapter,
+    EngineState,
+    ModelVersion,
+    Project,
+    Role,
+    Scope,
+)
 from app.processes.connect import forget_settings
+from app.services.accounts import users
 from app.services.engines import handing_over, probing
 from app.services.kernel.actors import SYSTEM
 from app.services.projects.base_models import starter_model
 from app.services.projects.projects import settings_of
 from app.services.rounds import hand_over, rounds, versions
-from tests.engines import make_engine, serving
+from tests import factories
+from tests.engines import serving
 from tests.worker import loop
 from worker.engines.filling import fill_from_engine
 from worker.model_cache import ModelCache
@@ -54,14 +69,23 @@ def url(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         yield address
 
 
-def test_the_whole_walk(process: WorkerProcess, models: ModelCache, folder: Path, url: str) -> None:
-    model = str(folder)
+def register(url: str, model: str) -> int:
+    """Add the server over REST, as an admin of the installation does; its id."""
     with session_scope() as session:
-        engine = make_engine(session, base_url=url, model=model, state=EngineState.probing, capabilities={})
-        engine_id = engine.id
+        admin = factories.make_user(session, role=Role.admin)
+        _row, token = users.create_token(session, SYSTEM, user_id=admin.id, scope=Scope.admin)
+    with TestClient(create_app(), headers={"Authorization": f"Bearer {token}"}) as client:
+        added = client.post("/api/v1/engines", json={"name": "gpu", "base_url": url, "model": model})
+    assert added.status_code == 201, added.text
+    assert added.json()["state"] == "probing"
+    return int(added.json()["id"])
+
+
+def test_the_whole_walk(process: WorkerProcess, models: ModelCache, folder: Path, url: str) -> None:
+    engine_id = register(url, str(folder))
     probing.probe_engine(engine_id, check=process.check)
     with session_scope() as session:
-        found = session.get_one(type(engine), engine_id)
+        found = session.get_one(Engine, engine_id)
         assert (found.state, found.error) == (EngineState.ready, None)
         assert {
             name: found.capabilities[name] for name in ("n", "varies", "logprobs", "json_schema", "adapters", "seeds")
