@@ -174,17 +174,29 @@ def write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> Path:
 PAGE = ROOT / "docs" / "proxy.md"
 
 
-def location_below(port: int) -> str:
-    """What docs/proxy.md says of a location, for a web server on `port` below the path `/illume/`."""
-    [block] = re.findall(r"```nginx\nserver \{\n(.*?)^}", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    lines = block[block.index("    client_max_body_size") :]
-    return str(lines.replace("location / {", "location /illume/ {").replace("127.0.0.1:8000;", f"127.0.0.1:{port};"))
+def server_below(port: int) -> str:
+    """The server that docs/proxy.md has for nginx, before a web server on `port` below the path `/illume/`."""
+    [block] = re.findall(r"```nginx\n(server \{\n.*?^}\n)", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    return exchange(block, {"location / {": "location /illume/ {", "127.0.0.1:8000;": f"127.0.0.1:{port};"})
+
+
+def exchange(text: str, changes: Mapping[str, str]) -> str:
+    """The text with other words, each of which must be in it once."""
+    for old, new in changes.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
 
 
 @contextlib.contextmanager
-def nginx(folder: Path, certificates: Certificates, location: str, *, port: int) -> Iterator[None]:
-    """nginx with TLS on `port`, with the text of `location` inside its server."""
+def nginx(folder: Path, certificates: Certificates, server: str, *, port: int) -> Iterator[None]:
+    """nginx with `server`, a block of its configuration, on `port` in place of 443 and with a certificate of ours."""
     certificate, key = certificates.sign("nginx")
+    changes = {
+        "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
+        "/etc/ssl/illume/fullchain.pem": str(certificate),
+        "/etc/ssl/illume/privkey.pem": str(key),
+    }
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "nginx.conf"
     user = "user root;\n" if os.geteuid() == 0 else ""
@@ -197,12 +209,7 @@ http {{
     access_log off;
     client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
-    server {{
-        listen 127.0.0.1:{port} ssl;
-        ssl_certificate {certificate};
-        ssl_certificate_key {key};
-{location}
-    }}
+{exchange(server, changes)}
 }}
 """
     )

@@ -21,13 +21,13 @@ from tests.deployments.servers import (
     add_database,
     copy_bucket,
     listens,
-    location_below,
     make_certificates,
     nginx,
     postgres,
     running,
     s3_client,
     s3_server,
+    server_below,
     tls_redis,
 )
 
@@ -162,8 +162,8 @@ def sub_path(folder: Path, model: Path) -> Iterator[Site]:
     certificates = make_certificates(folder / "certificates")
     port, public = free_port(), free_port()
     address = f"https://127.0.0.1:{public}/illume"
-    location = location_below(port)
-    with services(folder) as found, nginx(folder / "nginx", certificates, location, port=public):
+    server = server_below(port)
+    with services(folder) as found, nginx(folder / "nginx", certificates, server, port=public):
         environment = {**settings(folder, model), **found, **behind_proxy(address)}
         url = found["ILLUME_DATABASE_URL"]
         yield Site(address, port, folder, environment, lambda: empty_one(folder, url), certificates.authority)

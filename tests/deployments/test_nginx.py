@@ -19,7 +19,7 @@ from app.services.kernel.actors import SYSTEM
 from tests import factories
 from tests.conftest import CommittedDatabase
 from tests.deployments.browser import judge_in_browser
-from tests.deployments.servers import Certificates, location_below, make_certificates, nginx
+from tests.deployments.servers import Certificates, make_certificates, nginx, server_below
 from tests.deployments.site import behind_proxy, serving
 from tests.e2e import world
 
@@ -46,8 +46,8 @@ def url(
         world.build(session)
     port, public = free_port(), free_port()
     url = f"https://127.0.0.1:{public}/illume"
-    location = location_below(port).replace(f":{port};", f":{port}{request.param};")
-    with serving(port, tmp_path, environment(url)), nginx(tmp_path / "nginx", certificates, location, port=public):
+    server = server_below(port).replace(f":{port};", f":{port}{request.param};")
+    with serving(port, tmp_path, environment(url)), nginx(tmp_path / "nginx", certificates, server, port=public):
         yield url
 
 
@@ -82,10 +82,10 @@ def test_only_named_proxies_are_believed(
 ) -> None:
     port, public = free_port(), free_port()
     url = f"https://127.0.0.1:{public}/illume"
-    location = location_below(port).replace("location /illume/", "location /illume")
+    server = server_below(port).replace("location /illume/", "location /illume")
     with (
         serving(port, tmp_path, environment(url, trusted=trusted)),
-        nginx(tmp_path / "nginx", certificates, location, port=public),
+        nginx(tmp_path / "nginx", certificates, server, port=public),
     ):
         context = ssl.create_default_context(cafile=certificates.authority)
         answer = httpx.get(url, verify=context, headers={"X-Forwarded-Proto": "ftp"})

@@ -228,6 +228,29 @@ def test_the_way_from_signing_in_to_an_export(below: Browser, admin: User) -> No
     assert below.get(f"{SUB_PATH}/admin").status_code == 303
 
 
+def test_an_invitation_is_opened_and_used_below_the_sub_path(below: Browser, admin: User) -> None:
+    below.get(f"{SUB_PATH}/sign-in")
+    below.post(f"{SUB_PATH}/sign-in", {"email": admin.email, "password": PASSWORD})
+    below.get(f"{SUB_PATH}/admin/users")
+    invited = {"email": "new@example.org", "role": "critic", "projects": "scenes"}
+    shown = below.post(f"{SUB_PATH}/admin/users", invited)
+    assert shown.status_code == 201
+    [link] = set(re.findall(rf"{re.escape(URL)}/account/link/[\w-]+", shown.text))
+    # Another browser, in which nobody is signed in.
+    below.client.cookies.clear()
+    page = below.get(follow(below, link))
+    assert page.status_code == 200
+    [action] = re.findall(r'action="([^"]*/account/link/[^"]*)"', page.text)
+    assert action == urlsplit(link).path
+    used = below.post(action, {"name": "New", "password": PASSWORD, "again": PASSWORD})
+    assert used.status_code == 303
+    assert {one.rpartition("Path=")[2].split(";")[0] for one in used.headers.get_list("set-cookie")} == {SUB_PATH}
+    home = below.get(follow(below, used.headers["location"]))
+    assert home.headers.get("location", "") != f"{SUB_PATH}/sign-in"
+    assert below.get(f"{SUB_PATH}/annotate/scenes").status_code == 200
+    assert below.get(follow(below, link)).status_code == 404
+
+
 @pytest.mark.parametrize("below", ["passed on"], indirect=True)
 def test_every_link_of_every_page_leads_below_the_sub_path(below: Browser, admin: User) -> None:
     below.get(f"{SUB_PATH}/sign-in")

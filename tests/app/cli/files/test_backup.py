@@ -163,7 +163,7 @@ class TestRestore:
         monkeypatch.setenv("ILLUME_DATABASE_URL", url)
         forget_settings()
         with pytest.raises(Refused, match="CREATE EXTENSION pg_trgm;"):
-            restore.restore(get_settings(), file, say=lambda _: None)
+            restore.restore(get_settings(), file, replace=True, say=lambda _: None)
 
     def test_what_others_left_in_the_schema_is_dropped(self, kept: Settings, tmp_path: Path) -> None:
         file = tmp_path / "illume.tar"
