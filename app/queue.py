@@ -34,6 +34,7 @@ PROBE_ENGINE = "illume.probe_engine"  # (engine id)
 HAND_OVER = "illume.hand_over"  # (engine adapter id)
 FIT_CRITIC = "illume.fit_critic"  # (critic job id)
 SCORE_CANDIDATES = "illume.score_candidates"  # (project id)
+PUBLISH = "illume.publish"  # (publication id)
 
 DEFAULT_QUEUE = "default"
 MODEL_QUEUE = "model"
@@ -51,6 +52,7 @@ TASK_QUEUES = {
     HAND_OVER: DEFAULT_QUEUE,
     FIT_CRITIC: MODEL_QUEUE,
     SCORE_CANDIDATES: MODEL_QUEUE,
+    PUBLISH: DEFAULT_QUEUE,
 }
 
 BROKER_TIMEOUT = 0.1  # to connect, and again for the reply: together below the 0.3 s a request may lose

@@ -17,6 +17,7 @@ from app.services.engines import handing_over, probing
 from app.services.erasure import running
 from app.services.imports.running import SLICE_SECONDS, run_import
 from app.services.integrations import webhooks
+from app.services.publishing import uploading
 from app.settings import get_settings
 from worker.engines.filling import fill_from_engine
 from worker.process import AWAY, Stopping, WorkerProcess, describe_away, logged
@@ -117,6 +118,13 @@ class Tasks:
 
         score_candidates(self.process, self.models, project_id)
 
+    def publish(self, publication_id: int) -> None:
+        """Upload to the Hugging Face Hub, in the background: a large dataset takes long."""
+        work = functools.partial(
+            uploading.run_upload, publication_id, worker=self.process.name, check=self.process.check
+        )
+        self.process.run_in_background(logged(work), lane=f"publication {publication_id}")
+
     def erase(self, erasure_id: int) -> None:
         """Erase a person, an image or a project."""
         running.run_erasure(erasure_id, check=self.process.check)
@@ -139,6 +147,7 @@ def register(celery: Celery, process: WorkerProcess | None) -> None:
         (queue.HAND_OVER, own.hand_over),
         (queue.FIT_CRITIC, own.fit_critic),
         (queue.SCORE_CANDIDATES, own.score_candidates),
+        (queue.PUBLISH, own.publish),
     ):
         celery.task(_wrap_task(function), name=name, shared=False)
 

@@ -22,6 +22,7 @@ from app.models.judging import Assignment, IdempotencyKey, Pick, Verdict
 from app.models.machine_critics import CandidateScore, CriticJob, MachineAccept
 from app.models.operations import AuditEvent, Count, CountDelta, DeviceClaim, Webhook, WebhookDelivery, Worker
 from app.models.policies import Policy, PolicyVersion
+from app.models.publications import Publication, PublicationState, RepositoryKind
 from app.models.quality import ClaimPosition, CriticStanding, GoldPrompt, PracticeAnswer, ReturnedVerdict, Review
 from app.models.search import AgreementPosition, PromptWords, SetAgreement
 from app.models.states import (
@@ -118,7 +119,10 @@ __all__ = [
     "PromptState",
     "PromptWords",
     "ProviderIdentity",
+    "Publication",
+    "PublicationState",
     "Purpose",
+    "RepositoryKind",
     "ReturnedVerdict",
     "Review",
     "ReviewKind",

@@ -25,6 +25,7 @@ from app.services.machine_critics import jobs, scores
 from app.services.projects import pauses, trials
 from app.services.projects.choice import LOCAL
 from app.services.projects.projects import settings_of
+from app.services.publishing import uploading
 from app.services.quality import set_agreements
 from app.services.rounds import base_checks, rounds
 from app.services.rounds.lease import claimable
@@ -63,6 +64,7 @@ def sweep(session: Session) -> list[Due]:
         *((queue.HAND_OVER, adapter_id) for adapter_id in handing_over.list_due(session)),
         *((queue.FIT_CRITIC, job_id) for job_id in jobs.list_due(session)),
         *((queue.SCORE_CANDIDATES, project_id) for project_id in scores.list_due(session)),
+        *((queue.PUBLISH, publication_id) for publication_id in uploading.list_due(session)),
     ]
 
 

@@ -50,6 +50,7 @@ MESSAGES: Mapping[str, str] = {
     "engine-removed": _("Model server removed."),
     "handing-over": _("The version is handed over to the model server. It becomes active once it is loaded there."),
     "frozen": _("Snapshot frozen. It stays the same whatever is judged later."),
+    "publishing": _("Upload requested. A worker does it; its state is shown below."),
     "discarded": _("File discarded. Nothing was imported."),
     "gold-made": _("Check question created. Its prompt is not used for anything else."),
     "gold-removed": _("Check question removed. Answers already given still count. You can restore its prompt."),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,12 @@ import click
 
 from app.cli.terminal import FilePath, Say, data_dir_option, prepared, say
 from app.db.sessions import session_scope
+from app.models import RepositoryKind
 from app.processes.connect import Refused
 from app.services.kernel.actors import SYSTEM
 from app.services.projects.projects import get_project
-from app.services.publishing import hub, repositories
-from app.services.publishing.repositories import Repository, RepositoryKind
+from app.services.publishing import hub, repositories, uploading
+from app.services.publishing.repositories import Repository
 from app.services.publishing.terms import Terms, parse_terms
 from app.services.rounds import snapshots, versions
 
@@ -92,11 +92,7 @@ def upload(slug: str, publication: Publication, repo: str, *, public: bool, say:
     """Upload the repositories. A dataset and a model may have the same name on the Hub."""
     for kind in publication.kinds:
         repository = make(slug, publication, kind)
-        with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / kind
-            repositories.write_folder(repository, target)
-            message = f"Publish {repository.made_from} of {slug}"
-            address = hub.upload(target, kind, repo, public=public, message=message)
+        address = uploading.upload(repository, slug, repo, public=public)
         say(f"Uploaded the {kind} of {repository.made_from} to {address}.")
 
 
@@ -106,11 +102,8 @@ def make(slug: str, publication: Publication, kind: RepositoryKind) -> Repositor
         freeze_first(slug)
     with session_scope() as session:
         project = get_project(session, SYSTEM, slug)
-        if kind is RepositoryKind.adapter:
-            version = repositories.choose_version(session, SYSTEM, project, publication.version)
-            return repositories.adapter_repository(session, SYSTEM, project, version, publication.terms)
-        snapshot = repositories.choose_snapshot(session, SYSTEM, project, publication.snapshot)
-        return repositories.dataset_repository(session, SYSTEM, project, snapshot, publication.terms)
+        number = publication.snapshot if kind is RepositoryKind.dataset else publication.version
+        return uploading.make_repository(session, SYSTEM, project, kind, number, publication.terms)
 
 
 def freeze_first(slug: str) -> None:

@@ -8,14 +8,13 @@ import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, NotFound
-from app.models import ModelVersion, Project, Round, Snapshot, Split
+from app.models import ModelVersion, Project, RepositoryKind, Round, Snapshot, Split
 from app.services.exports import plan
 from app.services.exports.plan import ExportPlan, ExportRequest
 from app.services.exports.shapes import ExportRow, Format
@@ -31,13 +30,6 @@ Numbered = TypeVar("Numbered", Snapshot, ModelVersion)
 CHUNK = 1024 * 1024
 EARLIEST = (1980, 1, 1, 0, 0, 0)
 """The time of every file in a zip, which cannot tell of an earlier one: the same content is the same zip."""
-
-
-class RepositoryKind(StrEnum):
-    """What a repository holds."""
-
-    dataset = "dataset"
-    adapter = "adapter"
 
 
 @dataclass(frozen=True, slots=True)

@@ -586,6 +586,7 @@ ADMIN = "/admin/projects/{slug}"
 # The pages that need more than to see everything; None: to administer the installation.
 PAGES_WITH: Mapping[str, Right | None] = {
     **dict.fromkeys((f"{ADMIN}/gold", f"{ADMIN}/review", f"{ADMIN}/imports", f"{ADMIN}/publish"), Right.reviews),
+    f"{ADMIN}/uploads": Right.reviews,
     **dict.fromkeys((f"{ADMIN}/imports/template.{{kind}}", f"{ADMIN}/imports/{{import_id}}"), Right.reviews),
     **dict.fromkeys((f"{ADMIN}/prompts/new", f"{ADMIN}/prompts/{{prompt_id}}/edit"), Right.reviews),
     f"{ADMIN}/prompts/matches": Right.reviews,

@@ -27,7 +27,7 @@ from app.services.projects.projects import settings_of
 from app.services.rounds import snapshot_records, snapshots, versions
 from app.settings import get_settings
 from app.web.access import Form, Me, Poster, managed_project, text_of
-from app.web.admin.exports.publish import publish_fields
+from app.web.admin.exports.publish import Uploads, publish_fields, upload_fields, uploads_of
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.next_steps import NextStep, judging_step
 from app.web.admin.rounds.rounds import COUNT_NAMES
@@ -124,6 +124,8 @@ class ExportView:
     may_see_snapshots: bool
     snapshots: tuple[SnapshotRow, ...]
     publish: tuple[Field, ...]
+    upload: tuple[Field, ...]
+    uploads: Uploads
 
 
 @router.get("/projects/{slug}/export")
@@ -151,6 +153,8 @@ def export_view(request: Request, session: Session, actor: Actor, frame: Frame) 
     found = list_snapshots(session, actor, frame) if may_see_snapshots else []
     address = f"/api/v1/projects/{frame.project.slug}/dataset?{urlencode(query_of(wanted, kind))}"
     name = f"{frame.project.slug}-{file_ending(wanted.format, kind)}"
+    known = versions.list_versions(session, actor, frame.project) if may_see_snapshots else ()
+    uploads = uploads_of(session, actor, frame.project) if may_see_snapshots else Uploads()
     return ExportView(
         slug=frame.project.slug,
         fields=tuple(fields_of(session, actor, frame.project, asked, asked_kind, found, problem)),
@@ -165,9 +169,9 @@ def export_view(request: Request, session: Session, actor: Actor, frame: Frame) 
         may_freeze=frame.may_manage,
         may_see_snapshots=may_see_snapshots,
         snapshots=tuple(snapshot_row(one) for one in found),
-        publish=publish_fields(found, versions.list_versions(session, actor, frame.project))
-        if may_see_snapshots
-        else (),
+        publish=publish_fields(found, known),
+        upload=upload_fields(found, known) if uploads.possible else (),
+        uploads=uploads,
     )
 
 

@@ -5,71 +5,26 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
+import httpx2
 import huggingface_hub
 import pytest
 from fastapi.testclient import TestClient
 
 from app.cli import main
 from app.errors import Invalid
-from app.main import create_app
 from app.models import Role
 from app.services.kernel.actors import SYSTEM
-from app.services.kernel.store import get_store
 from app.services.publishing.terms import parse_terms
 from app.services.rounds import snapshots
 from tests import factories
 from tests.app.services.judged import make_judged
+from tests.app.services.publishing.conftest import COMMIT, METRICS, refusal
 from tests.app.web.conftest import Browser, person
 from tests.conftest import CommittedDatabase
-
-COMMIT = "5fbcdcd0" * 5
-METRICS = {"means": {"sampled_rouge_l": 0.5, "answer_accuracy": 0.75}, "parent": {"means": {"sampled_rouge_l": 0.25}}}
-
-
-@pytest.fixture
-def slug(committed_db: CommittedDatabase, tmp_path: Path) -> str:
-    """A judged project with a snapshot, and a version 1 with an adapter, made by round 1 on the base `owner/base`."""
-    adapter = tmp_path / "stored" / "deeper"
-    adapter.mkdir(parents=True)
-    (adapter.parent / "adapter_config.json").write_text("{}")
-    (adapter / "weights.bin").write_bytes(b"w" * 3_000_000)
-    with committed_db.sessions() as session:
-        project, _ = make_judged(session)
-        frozen = snapshots.freeze(session, SYSTEM, project, name="first # of two")
-        key = get_store().put_folder(adapter.parent)
-        base = factories.make_version(session, project, number=7, base_model=f"owner/base@{COMMIT}")
-        version = factories.make_version(
-            session, project, number=8, base_model=f"owner/base@{COMMIT}", parent=base, adapter=key, metrics=METRICS
-        )
-        version.round_id = factories.make_round(session, project, snapshot=frozen).id
-        session.commit()
-        return project.slug
-
-
-@pytest.fixture
-def no_hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    """Records what would be sent to the Hub."""
-    sent: list[tuple[str, dict[str, Any]]] = []
-
-    class Api:
-        def __init__(self, token: str) -> None:
-            assert token == "hf_secret"
-
-        def create_repo(self, name: str, **options: Any) -> str:
-            sent.append(("create", {"name": name, **options}))
-            return f"https://hub.example/{name}"
-
-        def upload_folder(self, *, folder_path: Path, **options: Any) -> None:
-            files = {path.relative_to(folder_path).as_posix() for path in folder_path.rglob("*") if path.is_file()}
-            sent.append(("upload", {"files": files, **options}))
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    return sent
 
 
 def test_a_dataset_is_read_by_datasets(slug: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,13 +113,10 @@ def test_an_upload_needs_a_token_and_is_private(
     assert "data/records/train.parquet" in files[0]
     assert files[1] == {"README.md", "adapter_config.json", "deeper/weights.bin"}
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
-    assert main.main([*both, "--repo", "me/birds"]) == 1
-    assert "The dataset was not uploaded to me/birds: the Hub is away" in capsys.readouterr().err
-
-
-def refuse(*_: object, **__: object) -> None:
-    raise OSError("the Hub is away\nand more")
+    for error in (OSError("the Hub is away\nand more"), httpx2.ConnectError("the Hub is away")):
+        monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refusal(error))
+        assert main.main([*both, "--repo", "me/birds"]) == 1
+        assert "The dataset was not uploaded to me/birds: the Hub is away\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -187,12 +139,6 @@ def test_languages_are_separated_by_commas_or_spaces() -> None:
     assert parse_terms(" MIT ", ["en, de", "pt-BR en"]).languages == ("en", "de", "pt-BR")
     with pytest.raises(Invalid, match="at most 50"):
         parse_terms("", [" ".join(f"{a}{b}" for a in "abcdefgh" for b in "abcdefgh")])
-
-
-@pytest.fixture
-def client() -> Iterator[TestClient]:
-    with TestClient(create_app(), base_url="http://127.0.0.1:8000", follow_redirects=False) as client:
-        yield client
 
 
 def test_the_page_gives_the_same_repository_as_a_zip(
