@@ -26,13 +26,18 @@ from app.models import (
     ImportProblem,
     ImportState,
     Project,
+    Publication,
+    PublicationState,
+    RepositoryKind,
     Round,
     RoundState,
     Webhook,
     WebhookDelivery,
 )
 from app.services.imports.running import store_problems
+from app.services.kernel.actors import SYSTEM
 from app.services.projects import pauses
+from app.services.rounds import snapshots
 from illume.phrases import _, kept, stored_of
 from tests import factories
 from tests.app.web.catalogues import speaking
@@ -144,6 +149,14 @@ def fail_delivery(session: Session, project: Project) -> str:
     return "/admin/projects/scenes/webhooks"
 
 
+def fail_publication(session: Session, project: Project) -> str:
+    snapshots.freeze(session, SYSTEM, project, name="first")
+    made = Publication(project_id=project.id, kind=RepositoryKind.dataset, number=1, repo="me/birds", public=False)
+    made.licence, made.languages, made.state, made.error = "", [], PublicationState.failed, BROKE
+    factories.add(session, made)
+    return "/admin/projects/scenes/export"
+
+
 @pytest.mark.usefixtures("admin")
 @pytest.mark.parametrize(
     "happen",
@@ -160,6 +173,7 @@ def fail_delivery(session: Session, project: Project) -> str:
         fail_engine,
         block_erasure,
         fail_delivery,
+        fail_publication,
     ],
 )
 def test_what_went_wrong_is_told_in_the_readers_language(
@@ -234,6 +248,6 @@ def test_every_column_for_a_phrase_stands_beside_its_text() -> None:
         for column in table.columns
         if column.name.endswith(PHRASE)
     ]
-    assert len(found) == 14
+    assert len(found) == 15
     lonely = {(table, name) for table, name, columns in found if name not in columns}
     assert lonely == {("rounds", "reason")}  # it stands in the decision
