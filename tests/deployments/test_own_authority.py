@@ -16,7 +16,7 @@ from app.errors import Unavailable
 from app.services.accounts.openid_providers import Provider, get_json
 from app.services.integrations.safe_http import Reach, Unreachable, find_place, open_response
 from app.services.integrations.server_pool import open_pool
-from illume.engines.client import EngineAway
+from illume.engines.errors import EngineAway
 from tests.deployments.servers import Certificates, make_certificates
 
 ANSWER = {"issuer": "here"}
