@@ -50,6 +50,7 @@ class Behaviour:
     folder: Path | None = None  # where the server looks for adapters, by the path in the request
     load_error: tuple[int, str] | None = None
     finish: str = "stop"
+    cut_texts: int = 0  # of the next texts, how many max_tokens break off
     cannot_list: bool = False
 
 
@@ -248,6 +249,9 @@ class Handler(BaseHTTPRequestHandler):
             text = text if now.structured is None else now.structured
         message: dict[str, Any] = {"role": "assistant", "content": text}
         finish = now.finish
+        with self.server_of.lock:
+            if now.cut_texts > 0:
+                now.cut_texts, finish = now.cut_texts - 1, "length"
         stopped = now.thinking_can_stop and not body.get("chat_template_kwargs", {}).get("enable_thinking", True)
         if now.thinks and not stopped:
             if now.thinks == "field":

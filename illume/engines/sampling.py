@@ -55,8 +55,9 @@ async def sample_sets(
 ) -> None:
     """Sample a candidate set for each example, several at a time, as `illume.sampling.generation` does by itself.
 
-    `top_k_share` is not applied: a server does not say how many tokens its vocabulary has. The first failure that is
-    not the example's own ends everything. Raises EngineError.
+    `top_k_share` is not applied: a server does not say how many tokens its vocabulary has. Rationales that the token
+    limit broke off are redrawn as duplicates are, and the last one is kept. The first failure that is not the example's
+    own ends everything. Raises EngineError.
     """
     places = asyncio.Semaphore(in_flight)
 
@@ -116,11 +117,14 @@ async def _sample_set(server: Server, example: Example, settings: SamplingSettin
         found = await _all_or_first_failure([_draw_run(server, prompt, urls, run, settings, example) for run in runs])
         drawn = [pair for pairs in found for pair in pairs]
         choices += [choice for _, _, choice in drawn]
-        draw.take([(one, _to_rationale(example, one, seed, choice, answer, source)) for one, seed, choice in drawn])
-    made = draw.ordered()
-    if not made:
+        # A structured answer says by its form whether it is whole.
+        cut = {one.number for one, _, choice in drawn if choice.cut and settings.answer_fields is None}
+        made = [(one, _to_rationale(example, one, seed, choice, answer, source)) for one, seed, choice in drawn]
+        draw.take(made, cut=cut)
+    kept = draw.ordered()
+    if not kept:
         raise VlmError(_why_nothing(choices, settings))
-    return made
+    return kept
 
 
 def _why_nothing(choices: Sequence[Choice], settings: SamplingSettings) -> str:

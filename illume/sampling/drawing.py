@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 
 from illume.fields.answers import InvalidAnswer, answer_json, parse_answer
@@ -14,7 +14,7 @@ from illume.texts import normalise_rationale
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One rationale to be sampled. Each redraw of a duplicate has a seed of its own."""
+    """One rationale to be sampled. Each redraw has a seed of its own."""
 
     temperature: float
     number: int  # its place in the candidate set
@@ -38,23 +38,28 @@ class Draw:
         wanted = [temperature for temperature, count in self.settings.temperatures for _ in range(count)]
         self.open = [self._with_seed(Sample(temperature, number)) for number, temperature in enumerate(wanted)]
 
-    def take(self, drawn: Sequence[tuple[Sample, Rationale]]) -> list[Sample]:
-        """Keep what is new of what was drawn for the open samples. Returns those to draw again, now the open ones."""
-        self.open = [again for sample, rationale in drawn if (again := self._keep(sample, rationale)) is not None]
+    def take(self, drawn: Sequence[tuple[Sample, Rationale]], *, cut: Container[int] = ()) -> list[Sample]:
+        """Keep what is new of what was drawn for the open samples. Returns those to draw again, now the open ones.
+
+        `cut` are the places of rationales that the token limit broke off: they are drawn again too, and the last one is
+        kept as it is.
+        """
+        again = [self._keep(sample, rationale, is_cut=sample.number in cut) for sample, rationale in drawn]
+        self.open = [sample for sample in again if sample is not None]
         return self.open
 
     def ordered(self) -> list[Rationale]:
         """What was kept, in the order of the plan."""
         return [rationale for _, rationale in sorted(self._kept, key=lambda pair: pair[0])]
 
-    def _keep(self, sample: Sample, rationale: Rationale) -> Sample | None:
+    def _keep(self, sample: Sample, rationale: Rationale, *, is_cut: bool) -> Sample | None:
         """Keep a rationale if it is new; otherwise the sample to draw in its place, if it may be drawn again."""
         key = normalise_rationale(rationale.text)
         if self.settings.answer_fields is not None:
             rationale, key = _read_answer(rationale, self.settings.answer_fields, self.example)
         may_redraw = sample.temperature > 0 and sample.redraw < self.settings.redraws
         is_new = bool(key) and key not in self._seen
-        keeps = not may_redraw if rationale.invalid else is_new
+        keeps = not may_redraw if rationale.invalid else is_new and not (is_cut and may_redraw)
         if keeps:
             self._seen.add(key)
             self._kept.append((sample.number, rationale))

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from typing import Any
 
 import pytest
 
 from illume.engines.client import TRIES, Client, Reply, message_of
-from illume.engines.completions import Answer, complete, read_answer, request_body, strip_thoughts
+from illume.engines.completions import (
+    SECONDS,
+    SECONDS_PER_TOKEN,
+    Answer,
+    complete,
+    read_answer,
+    request_body,
+    strip_thoughts,
+)
 from illume.engines.errors import (
     EngineAway,
     EngineError,
@@ -44,6 +53,19 @@ def test_what_is_busy_or_hangs_up_is_asked_again(server: ModelServer) -> None:
     server.behaviour.refusals, server.behaviour.cuts = [BUSY, (429, {}, "Slow down.")], 1
     assert ask(server).choices[0].text
     assert len(server.asked) == 4
+
+
+@pytest.mark.parametrize("max_tokens", [8, 2000])
+def test_an_answer_may_take_longer_the_more_tokens_are_asked_for(max_tokens: int) -> None:
+    given: list[float] = []
+
+    async def send(_method: str, _path: str, _body: bytes | None, *, seconds: float) -> Reply:
+        given.append(seconds)
+        answer = {"model": MODEL, "choices": [{"message": {"content": "It is red."}, "finish_reason": "stop"}]}
+        return Reply(200, json.dumps(answer).encode())
+
+    asyncio.run(complete(Client(send), body() | {"max_tokens": max_tokens}))
+    assert given == [SECONDS + SECONDS_PER_TOKEN * max_tokens]
 
 
 def test_waits_as_long_as_the_server_asks(server: ModelServer) -> None:

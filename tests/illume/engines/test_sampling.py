@@ -197,6 +197,33 @@ class TestSampleSets:
         with pytest.raises(EngineAway, match="broke off its answer"):
             sample(server, examples)
 
+    def test_a_text_that_the_token_limit_broke_off_is_drawn_again(
+        self, server: ModelServer, examples: list[Example]
+    ) -> None:
+        server.behaviour.cut_texts = 1
+        made, _ = sample(server, examples[:1], replace(SETTINGS, temperatures=((1.0, 1),)))
+        first, second = server.asked
+        assert first["seed"] != second["seed"]
+        assert [one.seed for one in made[0]] == [second["seed"]]
+
+    def test_as_often_as_duplicates_are_and_the_last_one_is_kept(
+        self, server: ModelServer, examples: list[Example]
+    ) -> None:
+        server.behaviour.finish = "length"
+        made, _ = sample(server, examples[:1])
+        assert [one.temperature for one in made[0]] == [0.0, 0.7, 0.7, 0.7, 1.0]
+        assert [body["temperature"] for body in server.asked].count(0.0) == 1  # it would be the same again
+        assert len(server.asked) == 3 + 2 * 2  # two more tries of both temperatures
+        last = {body["seed"] for body in server.asked if body["temperature"] == 1.0}
+        assert len(last) == 3
+        assert made[0][-1].seed == [body["seed"] for body in server.asked if body["temperature"] == 1.0][-1]
+
+    def test_a_structured_answer_that_is_whole_is_kept(self, server: ModelServer, examples: list[Example]) -> None:
+        server.behaviour.finish = "length"
+        fields = read_answer_fields([{"name": "why", "kind": "text", "role": "rationale"}])
+        sample(server, examples[:1], replace(SETTINGS, temperatures=((1.0, 1),), answer_fields=fields))
+        assert len(server.asked) == 1
+
     @pytest.mark.parametrize(
         ("behaviour", "reason"),
         [({"thinks": "cut"}, "thought until its 48 tokens were used up"), ({"says": ""}, "all answers were empty")],
