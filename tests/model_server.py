@@ -35,6 +35,9 @@ class Behaviour:
     top_k: int = 0  # of the model's generation_config.json: 1 takes the likeliest token unless a request says otherwise
     swaps: bool = True
     resolves: Path | None = None  # vLLM's file-system resolver looks for adapters in this folder
+    any_name: bool = False  # it takes every model name and repeats it in its answers, as SGLang does
+    unknown_status: int = 404  # of a model that it does not have
+    alias: str = MODEL  # the name by which it lists what it serves
     key: str = ""
     root: str = MODEL
     revision: str = ""  # as some servers add it to the name in their answers
@@ -132,7 +135,13 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     def _models(self) -> list[dict[str, Any]]:
-        base = {"id": MODEL, "object": "model", "owned_by": "vllm", "root": self.behaviour.root, "parent": None}
+        base = {
+            "id": self.behaviour.alias,
+            "object": "model",
+            "owned_by": "vllm",
+            "root": self.behaviour.root,
+            "parent": None,
+        }
         found: list[dict[str, Any]] = [{**base, "max_model_len": 4096}]
         if self.server_of.adapters and self.behaviour.lists_late > 0:
             self.behaviour.lists_late -= 1
@@ -204,7 +213,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: dict[str, Any]) -> None:
         now, model = self.behaviour, body["model"]
-        unknown = {
+        unsupported = {
             *({"n"} if not now.n else ()),
             *({"response_format"} if not now.json_schema else ()),
             *({"logprobs"} if now.logprobs == "none" else ()),
@@ -213,10 +222,11 @@ class Handler(BaseHTTPRequestHandler):
         pictures = [part for part in body["messages"][0]["content"] if part["type"] == "image_url"]
         if now.resolves and (now.resolves / model / "adapter_config.json").exists():
             self.server_of.adapters.setdefault(model, str(now.resolves / model))
-        if model != MODEL and model not in self.server_of.adapters:
-            self._send(404, error(f"The model `{model}` does not exist. Valid aliases: {MODEL}.", 404, "NotFoundError"))
-        elif unknown:
-            self._send(422, {"detail": f"Unsupported fields in the request: {unknown}"})
+        if model != MODEL and model not in self.server_of.adapters and not now.any_name:
+            unknown = f"The model `{model}` does not exist. Valid aliases: {MODEL}."
+            self._send(now.unknown_status, error(unknown, now.unknown_status, "NotFoundError"))
+        elif unsupported:
+            self._send(422, {"detail": f"Unsupported fields in the request: {unsupported}"})
         elif len(pictures) > now.pictures:
             self._send(400, error(f"At most {now.pictures} image(s) may be provided in one prompt.", 400))
         elif body["temperature"] > 2:

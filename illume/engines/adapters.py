@@ -61,6 +61,14 @@ async def list_if_possible(client: Client) -> dict[str, Listed]:
         return {}
 
 
+def is_itself(listed: Mapping[str, Listed], name: str) -> bool:
+    """Whether a server lists a name for what it serves itself, and not for an adapter beside that.
+
+    Where a server answers under any name, only its list says what answers: no request chooses an adapter by its name.
+    """
+    return name in listed and listed[name].parent is None
+
+
 async def loads_adapters(client: Client) -> bool:
     """Whether the server loads adapters while it runs: it misses the fields of an empty request to do so."""
     try:

@@ -19,8 +19,9 @@ class Capabilities:
     servers that always take the likeliest token do not. `seeds`: the same seed gives the same text. `logprobs`: log-
     probabilities of before the temperature, or after it. `pictures`: how many of two it took. `order`: where it reads
     them. `thinking`: whether the model thinks first, and whether a request can switch that off. `overrides`: a request
-    may say how to sample by fields that are not OpenAI's (`PLAIN`). `root` is what the server says it loaded,
-    `max_tokens` the length of its context.
+    may say how to sample by fields that are not OpenAI's (`PLAIN`). `any_name`: it answers under any model name, so
+    that an answer does not say which model wrote it. `root` is what the server says it loaded, `max_tokens` the length
+    of its context.
     """
 
     n: bool = False
@@ -33,6 +34,7 @@ class Capabilities:
     adapters: bool = False
     thinking: Thinking = "none"
     overrides: bool = False
+    any_name: bool = False
     root: str | None = None
     max_tokens: int | None = None
 

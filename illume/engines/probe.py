@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import PIL.Image
 
-from illume.engines.adapters import Listed, list_if_possible, loads_adapters
+from illume.engines.adapters import Listed, is_itself, list_if_possible, loads_adapters
 from illume.engines.capabilities import PLAIN, SWITCHED_OFF, Capabilities, Logprobs, Order
 from illume.engines.client import Client
 from illume.engines.completions import PATH, SECONDS, Answer, complete, request_body
-from illume.engines.errors import EngineRefused, KeyRefused, ModelMissing
+from illume.engines.errors import EngineError, EngineRefused, KeyRefused, ModelMissing
 from illume.engines.messages import pixels_url, user_message
 from illume.model.prompting import render_rationale_prompt
 from illume.parts import ImagePart, Parts, TextPart
@@ -41,11 +42,19 @@ async def probe(client: Client, model: str) -> Capabilities:
     try:
         first = await _ask(client, model, ONE)
     except ModelMissing as error:
-        names = ", ".join(f"'{name}'" for name in list(listed)[:10]) or "none"
         raise ModelMissing(
-            _("the server has no model '%(model)s'; it lists %(names)s", model=model, names=names), status=404
+            _("the server has no model '%(model)s'; it lists %(names)s", model=model, names=_quote(listed)), status=404
         ) from error
-    found = _describe(listed.get(model))
+    found = replace(_describe(listed.get(model)), any_name=await _answers_under_any_name(client))
+    if found.any_name and not is_itself(listed, model):
+        raise EngineError(
+            _(
+                "model: the server answers under any name, so that nobody could tell what answers to '%(model)s'."
+                " Enter a name that it lists: %(names)s",
+                model=model,
+                names=_quote(name for name in listed if is_itself(listed, name)),
+            )
+        )
     if first.choices[0].thought:
         found = replace(found, thinking="off" if await _stops_thinking(client, model) else "always")
     found = replace(found, overrides=await _try(client, model, ONE, **PLAIN) is not None)
@@ -62,8 +71,24 @@ async def probe(client: Client, model: str) -> Capabilities:
         pictures=pictures,
         order=order,
         json_schema=await _follows_schema(client, model),
-        adapters=await loads_adapters(client),
+        adapters=not found.any_name and await loads_adapters(client),
     )
+
+
+def _quote(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in list(names)[:10]) or "none"
+
+
+async def _answers_under_any_name(client: Client) -> bool:
+    """Whether a server answers, as what was asked for, under a name that no model has.
+
+    Servers refuse such a name in many ways, some by seeming to be away: every failure counts as a refusal.
+    """
+    try:
+        await _ask(client, f"illume-no-model-{secrets.token_hex(4)}", ONE)
+    except EngineError:
+        return False
+    return True
 
 
 def _describe(listed: Listed | None) -> Capabilities:

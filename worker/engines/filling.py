@@ -17,7 +17,9 @@ from app.services.candidates.candidates import SamplingClaim
 from app.services.engines.reach import Connection, connection_of
 from app.services.projects import pauses
 from app.services.rounds import hand_over
+from illume.engines.adapters import is_itself, list_models
 from illume.engines.capabilities import Capabilities
+from illume.engines.client import Client
 from illume.engines.errors import EngineError, ModelMissing, PromptTooLong
 from illume.engines.sampling import Server, run_watched, sample_sets
 from illume.errors import VlmError
@@ -178,6 +180,7 @@ def _sample(source: Source, batch: Batch, check: Callable[[], None]) -> int:
 
     async def work() -> None:
         async with source.connection.open() as client:
+            await _check_name(client, source)
             await sample_sets(
                 Server(client, source.model, source.capabilities),
                 examples,
@@ -192,6 +195,15 @@ def _sample(source: Source, batch: Batch, check: Callable[[], None]) -> int:
     if failures and not stored:
         raise EngineError(none_sampled(len(failures), failures[-1]))
     return stored
+
+
+async def _check_name(client: Client, source: Source) -> None:
+    """Raise ModelMissing where a server that answers under any name does not list the version's as its own."""
+    if source.capabilities.any_name and not is_itself(await list_models(client), source.model):
+        raise ModelMissing(
+            _("the server answers under any name, and does not list '%(name)s' as its own", name=source.model),
+            status=404,
+        )
 
 
 def _examples_of(batch: Batch) -> tuple[list[SamplingClaim], list[Example]]:

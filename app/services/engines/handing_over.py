@@ -23,6 +23,7 @@ from app.services.projects import pauses
 from app.services.rounds import versions
 from app.settings import get_settings
 from illume.engines import adapters
+from illume.engines.capabilities import Capabilities
 from illume.engines.completions import complete, request_body
 from illume.engines.errors import EngineAway, EngineError
 from illume.engines.sampling import run_watched
@@ -47,6 +48,7 @@ class HandOver:
     name: str
     key: str
     path: str
+    any_name: bool
 
 
 def adapters_dir() -> Path:
@@ -80,16 +82,7 @@ def hand_over(adapter_id: int, *, check: Callable[[], None]) -> None:
         _put_into_shared_folder(found)
         run_watched(_load(connection, found), check)
     except adapters.CannotSwap:
-        reason = _(
-            "The model server '%(engine)s' loads no adapters while it runs. Load this one by hand, for vLLM by"
-            " restarting it with --enable-lora --lora-modules %(name)s=%(path)s, then activate version %(number)s"
-            " again. Until then the version that was active stays.",
-            engine=found.engine,
-            name=found.name,
-            path=found.path,
-            number=found.number,
-        )
-        _give_up(found, reason)
+        _give_up(found, _how_by_hand(found))
     except (EngineAway, StoreAway) as error:
         _give_up(found, _why_not_loaded(found, error), patient=True)
     except (EngineError, DomainError, OSError) as error:
@@ -118,6 +111,7 @@ def _read(session: Session, adapter_id: int) -> HandOver | None:
         row.name,
         version.adapter,
         path,
+        Capabilities.from_json(engine.capabilities).any_name,
     )
 
 
@@ -130,8 +124,15 @@ def _put_into_shared_folder(found: HandOver) -> None:
 
 
 async def _load(connection: Connection, found: HandOver) -> None:
-    """Load the adapter; a server that resolves names by itself does so with the first request for one."""
+    """Load the adapter; a server that resolves names by itself does so with the first request for one.
+
+    One that answers under any name has to list the adapter's as its own, since its answers do not say what wrote them.
+    """
     async with connection.open() as client:
+        if found.any_name:
+            if not adapters.is_itself(await adapters.list_models(client), found.name):
+                raise adapters.CannotSwap(_("the server answers under any name"))
+            return
         try:
             await adapters.load(client, found.name, found.path)
         except adapters.CannotSwap:
@@ -186,6 +187,29 @@ async def _unload_others(connection: Connection, found: HandOver) -> None:
             with session_scope() as session:
                 row = session.get_one(EngineAdapter, row_id)
                 row.state = AdapterState.unloaded
+
+
+def _how_by_hand(found: HandOver) -> str:
+    """What a person has to do so that the server has the adapter."""
+    if found.any_name:
+        return _(
+            "The model server '%(engine)s' answers under any name, so that its answers do not say which version wrote"
+            " them. Start it with the adapter in %(path)s, as the model that it lists under the name %(name)s, then"
+            " activate version %(number)s again. Until then the version that was active stays.",
+            engine=found.engine,
+            name=found.name,
+            path=found.path,
+            number=found.number,
+        )
+    return _(
+        "The model server '%(engine)s' loads no adapters while it runs. Load this one by hand, for vLLM by"
+        " restarting it with --enable-lora --lora-modules %(name)s=%(path)s, then activate version %(number)s"
+        " again. Until then the version that was active stays.",
+        engine=found.engine,
+        name=found.name,
+        path=found.path,
+        number=found.number,
+    )
 
 
 def _why_not_loaded(found: HandOver, error: Exception) -> str:

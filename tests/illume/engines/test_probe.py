@@ -52,6 +52,8 @@ def test_all_that_vllm_can_do(server: ModelServer) -> None:
         ({"swaps": False}, {"adapters": False}),
         ({"says": "It is red."}, {"varies": False, "seeds": False}),
         ({"cannot_list": True}, {"n": True, "root": None}),
+        ({"any_name": True}, {"any_name": True, "adapters": False}),
+        ({"any_name": True, "answers_as": MODEL}, {"any_name": False, "adapters": True}),
         ({"thinks": "content"}, {"thinking": "always"}),
         ({"thinks": "field", "thinking_can_stop": True}, {"thinking": "off"}),
     ],
@@ -65,6 +67,18 @@ def test_what_a_server_lacks(server: ModelServer, behaviour: dict[str, Any], cap
 def test_a_model_that_the_server_does_not_have(server: ModelServer) -> None:
     with pytest.raises(ModelMissing, match=f"no model 'other'; it lists '{MODEL}'"):
         found_of(server, "other")
+
+
+@pytest.mark.parametrize("model", ["other", "adapter"])
+def test_a_name_that_a_server_answers_under_but_does_not_serve(server: ModelServer, model: str) -> None:
+    server.behaviour.any_name, server.adapters["adapter"] = True, "/adapters/adapter"
+    with pytest.raises(EngineError, match=f"^model: .*to '{model}'. Enter a name that it lists: '{MODEL}'$"):
+        found_of(server, model)
+
+
+def test_a_server_that_seems_away_under_a_name_that_it_does_not_have(server: ModelServer) -> None:
+    server.behaviour.unknown_status = 503
+    assert found_of(server) == ALL
 
 
 def test_a_server_of_something_else(server: ModelServer) -> None:

@@ -15,10 +15,10 @@ from app.processes.connect import forget_settings
 from app.services.engines import handing_over
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.store import get_store
-from app.services.projects import projects
+from app.services.projects import pauses, projects
 from app.services.rounds import hand_over, versions
 from tests import factories
-from tests.engines import make_engine
+from tests.engines import FOUND, make_engine
 from tests.model_server import MODEL, ModelServer
 from tests.worker import loop
 from worker.engines.filling import fill_from_engine
@@ -186,6 +186,57 @@ def test_a_server_that_finds_adapters_in_the_folder_by_itself(
     activate(add_version(project_id, 1, adapter))
     hand_over_all(worker)
     assert active_number(project_id) == 1
+
+
+class TestAServerThatAnswersUnderAnyName:
+    @pytest.fixture(autouse=True)
+    def found(self, project_id: int, server: ModelServer) -> None:
+        server.behaviour.any_name, server.behaviour.swaps = True, False
+        with session_scope() as session:
+            engine = hand_over.engine_of(session, session.get_one(Project, project_id))
+            assert engine is not None
+            engine.capabilities = FOUND.as_json() | {"any_name": True, "adapters": False}
+
+    @pytest.mark.parametrize("beside", [False, True])
+    def test_a_version_is_not_active_for_an_answer_in_its_name(
+        self, worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str, beside: bool
+    ) -> None:
+        version_id = add_version(project_id, 1, adapter)
+        activate(version_id)
+        [row] = rows()
+        if beside:  # as SGLang lists adapters, which it does not choose by this name
+            server.adapters[row.name] = "/adapters"
+        hand_over_all(worker)
+        [row] = rows()
+        assert (active_number(project_id), row.state) == (0, AdapterState.failed)
+        assert f"lists under the name {row.name}, then activate version 1 again" in (row.error or "")
+        assert fill_from_engine(worker, project_id) == 2
+        assert {body["model"] for body in server.asked} == {MODEL}
+
+    def test_but_once_the_server_lists_the_name_as_its_own(
+        self, worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str
+    ) -> None:
+        version_id = add_version(project_id, 1, adapter)
+        activate(version_id)
+        hand_over_all(worker)
+        [row] = rows()
+        server.behaviour.alias = row.name
+        activate(version_id)
+        hand_over_all(worker)
+        assert active_number(project_id) == 1
+        assert fill_from_engine(worker, project_id) == 2
+        assert {body["model"] for body in server.asked} == {row.name}
+
+    def test_nothing_is_sampled_in_the_name_of_what_it_does_not_list(
+        self, worker: WorkerProcess, server: ModelServer, project_id: int
+    ) -> None:
+        server.behaviour.alias = "another"
+        assert fill_from_engine(worker, project_id) == 0
+        assert not server.asked
+        with session_scope() as session:
+            found = pauses.current_pause(session, session.get_one(Project, project_id))
+            assert found is not None
+            assert f"does not list '{MODEL}' as its own" in found.reason
 
 
 def test_a_server_that_sees_the_folder_elsewhere(

@@ -38,6 +38,15 @@ def test_a_wrong_key_is_final(worker: WorkerProcess, server: ModelServer) -> Non
     assert "wrong" not in (found.error or "")
 
 
+def test_a_name_that_a_server_answers_under_but_does_not_list_is_refused(
+    worker: WorkerProcess, server: ModelServer
+) -> None:
+    server.behaviour.any_name = True
+    found = probed(worker, server, model="mistyped")
+    assert (found.state, found.capabilities) == (EngineState.failed, {})
+    assert (found.error or "").startswith("model: the server answers under any name")
+
+
 def test_a_server_that_starts_slowly_is_tried_again(worker: WorkerProcess, server: ModelServer) -> None:
     url, server.url = server.url, "http://127.0.0.1:9"
     found = probed(worker, server)

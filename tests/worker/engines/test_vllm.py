@@ -124,6 +124,7 @@ def test_the_whole_walk(process: WorkerProcess, models: ModelCache, folder: Path
             "adapters": True,
             "thinking": "none",
             "overrides": True,
+            "any_name": False,
             "root": str(folder),
             "max_tokens": 1024,
         }

@@ -144,6 +144,8 @@ def capability_words(found: Capabilities) -> tuple[str, ...]:
         _("answers by a schema") if found.json_schema else _("no answers by a schema"),
         _("loads adapters while it runs") if found.adapters else _("loads no adapters while it runs"),
     ]
+    if found.any_name:
+        words.append(_("it answers under any name: only its list says what answers"))
     if not found.varies:
         words.append(_("the same text at any temperature: sampling seems to be off there"))
     return (*words, *([THINKING[found.thinking]] if found.thinking in THINKING else []))

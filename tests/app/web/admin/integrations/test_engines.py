@@ -13,7 +13,7 @@ from app.services.projects import projects
 from app.services.rounds import hand_over
 from tests import factories
 from tests.app.web.conftest import Browser, person
-from tests.engines import make_engine
+from tests.engines import FOUND, make_engine
 
 HERE = "/admin/engines"
 FIELDS = {
@@ -89,6 +89,12 @@ class TestEngines:
         assert "loads adapters while it runs" in shown
         assert project.slug in shown
         assert browser.post(f"{HERE}/{engine.id}/remove", {}).status_code == 409
+
+    def test_one_that_answers_under_any_name_says_so(self, browser: Browser, session: Session) -> None:
+        make_engine(session)
+        assert "under any name" not in browser.get(HERE).text
+        make_engine(session, name="any", capabilities=FOUND.as_json() | {"any_name": True, "adapters": False})
+        assert "it answers under any name: only its list says what answers" in browser.get(HERE).text
 
     def test_pages_say_why_rounds_are_off_and_how_a_hand_over_goes(
         self, browser: Browser, session: Session, project: Project
