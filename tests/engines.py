@@ -29,6 +29,7 @@ FOUND = Capabilities(
     adapters=True,
     overrides=True,
     root=MODEL,
+    max_tokens=4096,
 )
 
 

@@ -37,5 +37,9 @@ class ModelMissing(EngineRefused):
     """The server has no model or adapter of the name that was asked for."""
 
 
+class ServerChanged(EngineError):
+    """The server runs something else than when it was probed: what it can do is not known any more."""
+
+
 class WrongModel(EngineError):
     """Another model answered than the one that was asked."""

@@ -14,7 +14,7 @@ from illume.engines.adapters import Listed, is_itself, list_if_possible, loads_a
 from illume.engines.capabilities import PLAIN, SWITCHED_OFF, Capabilities, Logprobs, Order
 from illume.engines.client import Client
 from illume.engines.completions import PATH, SECONDS, Answer, complete, request_body
-from illume.engines.errors import EngineError, EngineRefused, KeyRefused, ModelMissing
+from illume.engines.errors import EngineError, EngineRefused, KeyRefused, ModelMissing, ServerChanged
 from illume.engines.messages import pixels_url, user_message
 from illume.model.prompting import render_rationale_prompt
 from illume.parts import ImagePart, Parts, TextPart
@@ -89,6 +89,19 @@ async def _answers_under_any_name(client: Client) -> bool:
     except EngineError:
         return False
     return True
+
+
+async def check_unchanged(client: Client, model: str, known: Capabilities) -> None:
+    """Raise ServerChanged where a server lists a model otherwise than when it was probed.
+
+    A server that answers under any name may list an adapter in the place of its model, once that was loaded by hand.
+    """
+    listed = await list_if_possible(client)
+    if not listed or (model not in listed and (known.any_name or known.root is None)):
+        return
+    now = _describe(listed.get(model))
+    if (now.root, now.max_tokens) != (known.root, known.max_tokens):
+        raise ServerChanged(_("the server runs another model or context than when it was probed: it is probed again"))
 
 
 def _describe(listed: Listed | None) -> Capabilities:

@@ -14,13 +14,15 @@ from app.models import AdapterState, EngineAdapter, EngineState, ModelVersion, P
 from app.services.candidates import candidates, pools
 from app.services.candidates.batches import Batch, claim_batch, none_sampled, note_failure, store_set
 from app.services.candidates.candidates import SamplingClaim
+from app.services.engines import probing
 from app.services.engines.reach import Connection, connection_of
 from app.services.projects import pauses
 from app.services.rounds import hand_over
 from illume.engines.adapters import is_itself, list_models
 from illume.engines.capabilities import Capabilities
 from illume.engines.client import Client
-from illume.engines.errors import EngineError, ModelMissing, PromptTooLong
+from illume.engines.errors import EngineError, ModelMissing, PromptTooLong, ServerChanged
+from illume.engines.probe import check_unchanged
 from illume.engines.sampling import Server, run_watched, sample_sets
 from illume.errors import VlmError
 from illume.phrases import Phrase, _, kept, said_by
@@ -39,10 +41,12 @@ class NotLoaded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A version on a model server: `model` is its name there."""
+    """A version on a model server: `model` is its name there, `base` that of the base model."""
 
     engine: str
+    engine_id: int
     connection: Connection
+    base: str
     model: str
     capabilities: Capabilities
     version_id: int
@@ -93,6 +97,8 @@ def _fill_or_pause(process: WorkerProcess, project_id: int, worker: str) -> int 
         return None
     except VlmError as error:
         log.warning("sampling of project %s is paused: %s", project_id, error)
+        if isinstance(error, ServerChanged):
+            probing.note_change(source.engine_id)
         with session_scope() as session:
             candidates.release_sampling(session, worker)
             pauses.pause(session, project_id, version_id, _of_server(source.engine, said_by(error)))
@@ -128,7 +134,7 @@ def _find_source(session: Session, project: Project) -> Source | None:
             )
         )
     capabilities = Capabilities.from_json(engine.capabilities)
-    return Source(engine.name, connection_of(engine), model, capabilities, version.id)
+    return Source(engine.name, engine.id, connection_of(engine), engine.model, model, capabilities, version.id)
 
 
 def _of_server(name: str, error: str) -> Phrase:
@@ -180,6 +186,7 @@ def _sample(source: Source, batch: Batch, check: Callable[[], None]) -> int:
 
     async def work() -> None:
         async with source.connection.open() as client:
+            await check_unchanged(client, source.base, source.capabilities)
             await _check_name(client, source)
             await sample_sets(
                 Server(client, source.model, source.capabilities),

@@ -15,7 +15,8 @@ from app import queue
 from app.db.base import phrased
 from app.db.sessions import session_scope
 from app.errors import DomainError
-from app.models import AdapterState, Engine, EngineAdapter, ModelVersion, Project
+from app.models import AdapterState, Engine, EngineAdapter, EngineState, ModelVersion, Project
+from app.services.engines import probing
 from app.services.engines.reach import Connection, connection_of
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.store import StoreAway, get_store
@@ -25,9 +26,10 @@ from app.settings import get_settings
 from illume.engines import adapters
 from illume.engines.capabilities import Capabilities
 from illume.engines.completions import complete, request_body
-from illume.engines.errors import EngineAway, EngineError
+from illume.engines.errors import EngineAway, EngineError, ServerChanged
+from illume.engines.probe import check_unchanged
 from illume.engines.sampling import run_watched
-from illume.phrases import _, said_by
+from illume.phrases import _, kept, said_by
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,8 @@ class HandOver:
     name: str
     key: str
     path: str
-    any_name: bool
+    model: str
+    capabilities: Capabilities
 
 
 def adapters_dir() -> Path:
@@ -66,6 +69,8 @@ def list_due(session: Session) -> list[int]:
 def hand_over(adapter_id: int, *, check: Callable[[], None]) -> None:
     """Hand an adapter over if that is due. A failure keeps the version that is active, and says why.
 
+    A server that runs something else than when it was probed is probed first. The hand-over waits for that.
+
     It needs no lease: a server refuses a second load of the same name, which counts as the first. `check` is called
     often, and raises to abort.
     """
@@ -73,8 +78,14 @@ def hand_over(adapter_id: int, *, check: Callable[[], None]) -> None:
         found = _read(session, adapter_id)
         if found is None:
             return
+        engine = session.get_one(Engine, found.engine_id)
+        if engine.state is EngineState.probing:
+            return  # The sweep asks again: first it has to be known what the server is.
+        if engine.state is EngineState.failed:
+            _fail(session, adapter_id, _why_not_loaded(found, kept(engine.error, engine.error_phrase)))
+            return
         try:
-            connection = connection_of(session.get_one(Engine, found.engine_id))
+            connection = connection_of(engine)
         except DomainError as error:
             _fail(session, adapter_id, error.detail)
             return
@@ -83,10 +94,13 @@ def hand_over(adapter_id: int, *, check: Callable[[], None]) -> None:
         run_watched(_load(connection, found), check)
     except adapters.CannotSwap:
         _give_up(found, _how_by_hand(found))
+    except ServerChanged as error:
+        probing.note_change(found.engine_id)
+        _give_up(found, _why_not_loaded(found, said_by(error)), patient=True)
     except (EngineAway, StoreAway) as error:
-        _give_up(found, _why_not_loaded(found, error), patient=True)
+        _give_up(found, _why_not_loaded(found, said_by(error)), patient=True)
     except (EngineError, DomainError, OSError) as error:
-        _give_up(found, _why_not_loaded(found, error))
+        _give_up(found, _why_not_loaded(found, said_by(error)))
     else:
         _switch(found)
         run_watched(_unload_others(connection, found), check)
@@ -111,7 +125,8 @@ def _read(session: Session, adapter_id: int) -> HandOver | None:
         row.name,
         version.adapter,
         path,
-        Capabilities.from_json(engine.capabilities).any_name,
+        engine.model,
+        Capabilities.from_json(engine.capabilities),
     )
 
 
@@ -129,7 +144,8 @@ async def _load(connection: Connection, found: HandOver) -> None:
     One that answers under any name has to list the adapter's as its own, since its answers do not say what wrote them.
     """
     async with connection.open() as client:
-        if found.any_name:
+        await check_unchanged(client, found.model, found.capabilities)
+        if found.capabilities.any_name:
             if not adapters.is_itself(await adapters.list_models(client), found.name):
                 raise adapters.CannotSwap(_("the server answers under any name"))
             return
@@ -191,7 +207,7 @@ async def _unload_others(connection: Connection, found: HandOver) -> None:
 
 def _how_by_hand(found: HandOver) -> str:
     """What a person has to do so that the server has the adapter."""
-    if found.any_name:
+    if found.capabilities.any_name:
         return _(
             "The model server '%(engine)s' answers under any name, so that its answers do not say which version wrote"
             " them. Start it with the adapter in %(path)s, as the model that it lists under the name %(name)s, then"
@@ -212,8 +228,8 @@ def _how_by_hand(found: HandOver) -> str:
     )
 
 
-def _why_not_loaded(found: HandOver, error: Exception) -> str:
-    return _("Version %(number)s was not loaded: %(reason)s.", number=found.number, reason=said_by(error))
+def _why_not_loaded(found: HandOver, reason: str) -> str:
+    return _("Version %(number)s was not loaded: %(reason)s.", number=found.number, reason=reason)
 
 
 def _give_up(found: HandOver, reason: str, *, patient: bool = False) -> None:

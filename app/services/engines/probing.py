@@ -13,7 +13,9 @@ from app.db.base import phrased
 from app.db.sessions import session_scope
 from app.errors import DomainError
 from app.models import Engine, EngineState
+from app.services.engines import engines
 from app.services.engines.reach import Connection, connection_of
+from app.services.kernel.actors import SYSTEM
 from illume.engines.capabilities import Capabilities
 from illume.engines.errors import EngineAway, EngineError
 from illume.engines.probe import probe
@@ -29,6 +31,15 @@ PATIENCE = timedelta(minutes=15)
 def list_due(session: Session) -> list[int]:
     """The ids of the servers whose probe is due."""
     return list(session.scalars(select(Engine.id).where(Engine.state == EngineState.probing).order_by(Engine.id)))
+
+
+def note_change(engine_id: int) -> None:
+    """Have a server probed that is another one than its probe found, unless its probe is due already."""
+    with session_scope() as session:
+        found = session.get(Engine, engine_id, with_for_update=True)
+        if found is not None and found.state is not EngineState.probing:
+            log.warning("model server %s: it runs something else than when it was probed", found.name)
+            engines.request_probe(session, SYSTEM, engine_id)
 
 
 def probe_engine(engine_id: int, *, check: Callable[[], None]) -> None:

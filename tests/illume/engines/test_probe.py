@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from illume.engines.capabilities import Capabilities
-from illume.engines.errors import EngineError, KeyRefused, ModelMissing
-from illume.engines.probe import probe
+from illume.engines.errors import EngineError, KeyRefused, ModelMissing, ServerChanged
+from illume.engines.probe import check_unchanged, probe
 from tests.illume.engines.conftest import with_client
 from tests.model_server import MODEL, ModelServer
 
@@ -91,6 +91,32 @@ def test_a_wrong_key(server: ModelServer) -> None:
     server.behaviour.key = "other"
     with pytest.raises(KeyRefused):
         found_of(server)
+
+
+class TestCheckUnchanged:
+    def check(self, server: ModelServer, known: Capabilities = ALL) -> None:
+        with_client(server, lambda client: check_unchanged(client, MODEL, known))
+
+    def test_the_same_server(self, server: ModelServer) -> None:
+        self.check(server)
+
+    def test_one_that_lists_nothing_any_more(self, server: ModelServer) -> None:
+        server.behaviour.cannot_list = True
+        self.check(server)
+
+    @pytest.mark.parametrize("behaviour", [{"root": "another/model"}, {"alias": "another-name"}])
+    def test_another_model(self, server: ModelServer, behaviour: dict[str, Any]) -> None:
+        server.behaviour = replace(server.behaviour, **behaviour)
+        with pytest.raises(ServerChanged):
+            self.check(server)
+
+    def test_another_context(self, server: ModelServer) -> None:
+        with pytest.raises(ServerChanged):
+            self.check(server, replace(ALL, max_tokens=512))
+
+    def test_an_adapter_in_the_place_of_the_model_where_any_name_is_answered(self, server: ModelServer) -> None:
+        server.behaviour.alias = "illume-scenes-1"
+        self.check(server, replace(ALL, any_name=True))
 
 
 def test_is_kept_as_json() -> None:

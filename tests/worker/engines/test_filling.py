@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
 from app import queue
 from app.db.sessions import session_scope
@@ -25,10 +25,12 @@ from app.models import (
 )
 from app.services import sweep
 from app.services.candidates import candidates, pools
+from app.services.engines import probing
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.store import get_store
 from app.services.projects import pauses, projects
 from app.services.read_models.supply import SupplyState, supply_of
+from app.services.rounds import hand_over
 from tests import factories
 from tests.engines import FOUND, make_engine
 from tests.model_server import MODEL, ModelServer
@@ -178,6 +180,32 @@ class TestFillFromEngine:
             pauses.try_now(session, SYSTEM, session.get_one(Project, project_id))
         assert fill_from_engine(worker, project_id) == 3
         assert reason_of(project_id) == ""
+
+    def test_a_server_that_came_back_with_another_model_is_probed_again(
+        self, worker: WorkerProcess, server: ModelServer
+    ) -> None:
+        project_id = make_project(server)
+        server.behaviour.cuts = 99
+        fill_from_engine(worker, project_id)
+        server.behaviour.cuts, server.behaviour.root, asked = 0, "another/model", len(server.asked)
+        with session_scope() as session:
+            session.execute(update(SamplingPause).values(until=func.now()))
+        assert fill_from_engine(worker, project_id) == 0
+        assert len(server.asked) == asked
+        assert "another model or context than when it was probed" in reason_of(project_id)
+        with session_scope() as session:
+            engine = session.scalars(select(Engine)).one()
+            assert engine.state is EngineState.probing
+            assert (queue.PROBE_ENGINE, engine.id) in sweep.sweep(session)
+            engine_id = engine.id
+        probing.probe_engine(engine_id, check=worker.check)
+        with session_scope() as session:
+            project = session.get_one(Project, project_id)
+            assert "runs another/model" in (
+                hand_over.why_rounds_are_off(session, projects.settings_of(session, project)) or ""
+            )
+            pauses.try_now(session, SYSTEM, project)
+        assert fill_from_engine(worker, project_id) == 3
 
     def test_before_the_probe_is_done(self, worker: WorkerProcess, server: ModelServer) -> None:
         project_id = make_project(server)

@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import select, update
 
 from app.db.sessions import session_scope
-from app.models import AdapterState, EngineAdapter, ModelVersion, Project
+from app.models import AdapterState, Engine, EngineAdapter, EngineState, ModelVersion, Project
 from app.processes.connect import forget_settings
-from app.services.engines import handing_over
+from app.services.engines import handing_over, probing
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.store import get_store
 from app.services.projects import pauses, projects
@@ -237,6 +237,58 @@ class TestAServerThatAnswersUnderAnyName:
             found = pauses.current_pause(session, session.get_one(Project, project_id))
             assert found is not None
             assert f"does not list '{MODEL}' as its own" in found.reason
+
+
+def test_a_server_with_another_model_is_probed_before_it_gets_an_adapter(
+    worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str
+) -> None:
+    with session_scope() as session:
+        project = session.get_one(Project, project_id)
+        assert hand_over.why_rounds_are_off(session, projects.settings_of(session, project)) is None
+        engine = hand_over.engine_of(session, project)
+        assert engine is not None
+        engine_id = engine.id
+    server.behaviour.root = "another/model"
+    activate(add_version(project_id, 1, adapter))
+    for _ in range(2):  # it waits for the probe
+        hand_over_all(worker)
+        [row] = rows()
+        assert (row.state, server.adapters, server.asked) == (AdapterState.waiting, {}, [])
+        assert "it is probed again" in (row.error or "")
+    probing.probe_engine(engine_id, check=worker.check)
+    with session_scope() as session:
+        project = session.get_one(Project, project_id)
+        off = hand_over.why_rounds_are_off(session, projects.settings_of(session, project))
+        assert "runs another/model, and the base model of this project is tiny/model" in (off or "")
+
+
+def test_a_server_with_another_context_gets_it_after_the_probe(
+    worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str
+) -> None:
+    with session_scope() as session:
+        engine = hand_over.engine_of(session, session.get_one(Project, project_id))
+        assert engine is not None
+        engine.capabilities = FOUND.as_json() | {"max_tokens": 512}
+        engine_id = engine.id
+    activate(add_version(project_id, 1, adapter))
+    hand_over_all(worker)
+    assert not server.adapters
+    probing.probe_engine(engine_id, check=worker.check)
+    hand_over_all(worker)
+    assert active_number(project_id) == 1
+    assert rows()[0].error is None
+
+
+def test_a_server_that_cannot_be_used_gets_nothing(
+    worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str
+) -> None:
+    with session_scope() as session:
+        session.execute(update(Engine).values(state=EngineState.failed, error="model: it lists others"))
+    activate(add_version(project_id, 1, adapter))
+    hand_over_all(worker)
+    [row] = rows()
+    assert (row.state, row.error) == (AdapterState.failed, "Version 1 was not loaded: model: it lists others.")
+    assert not server.calls
 
 
 def test_a_server_that_sees_the_folder_elsewhere(

@@ -26,7 +26,7 @@ def test_keeps_what_the_server_can_do(worker: WorkerProcess, server: ModelServer
     server.behaviour.key = "right"
     found = probed(worker, server, sealed_key=seal("right"))
     assert (found.state, found.error) == (EngineState.ready, None)
-    assert found.capabilities == FOUND.as_json() | {"max_tokens": 4096}
+    assert found.capabilities == FOUND.as_json()
     assert found.probed_at is not None
 
 
