@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,8 +36,12 @@ APART: Parts = (ImagePart(0), TextPart(BETWEEN), ImagePart(1), TextPart(QUESTION
 TOGETHER: Parts = (ImagePart(0), ImagePart(1), TextPart(f"{BETWEEN}\n{QUESTION}"))
 
 
-async def probe(client: Client, model: str) -> Capabilities:
-    """Find out what a server can do with a model. Raises EngineError with the reason if it cannot be used at all."""
+async def probe(client: Client, model: str, *, adapters: Collection[str] = ()) -> Capabilities:
+    """Find out what a server can do with a model. Raises EngineError with the reason if it cannot be used at all.
+
+    `adapters` are names under which a person may have loaded an adapter in the model's place, where any name is
+    answered.
+    """
     listed = await list_if_possible(client)
     try:
         first = await _ask(client, model, ONE)
@@ -46,7 +50,7 @@ async def probe(client: Client, model: str) -> Capabilities:
             _("the server has no model '%(model)s'; it lists %(names)s", model=model, names=_quote(listed)), status=404
         ) from error
     found = replace(_describe(listed.get(model)), any_name=await _answers_under_any_name(client))
-    if found.any_name and not is_itself(listed, model):
+    if found.any_name and not any(is_itself(listed, name) for name in (model, *adapters)):
         raise EngineError(
             _(
                 "model: the server answers under any name, so that nobody could tell what answers to '%(model)s'."

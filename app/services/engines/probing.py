@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from sqlalchemy import func, select, update
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from app.db.base import phrased
 from app.db.sessions import session_scope
 from app.errors import DomainError
-from app.models import Engine, EngineState
+from app.models import Engine, EngineAdapter, EngineState
 from app.services.engines import engines
 from app.services.engines.reach import Connection, connection_of
 from app.services.kernel.actors import SYSTEM
@@ -52,13 +52,14 @@ def probe_engine(engine_id: int, *, check: Callable[[], None]) -> None:
         if found is None or found.state is not EngineState.probing:
             return
         name, model, requested_at = found.name, found.model, found.requested_at
+        adapters = session.scalars(select(EngineAdapter.name).where(EngineAdapter.engine_id == engine_id)).all()
         try:
             connection = connection_of(found)
         except DomainError as error:
             found.state, found.error = EngineState.failed, error.detail
             return
     try:
-        capabilities = run_watched(_probe(connection, model), check)
+        capabilities = run_watched(_probe(connection, model, adapters), check)
     except EngineAway as error:
         log.info("model server %s: %s", name, error)
         _store(engine_id, requested_at, error=said_by(error), patient=True)
@@ -69,9 +70,9 @@ def probe_engine(engine_id: int, *, check: Callable[[], None]) -> None:
         _store(engine_id, requested_at, capabilities=capabilities)
 
 
-async def _probe(connection: Connection, model: str) -> Capabilities:
+async def _probe(connection: Connection, model: str, adapters: Sequence[str]) -> Capabilities:
     async with connection.open() as client:
-        return await probe(client, model)
+        return await probe(client, model, adapters=adapters)
 
 
 def _store(
