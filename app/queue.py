@@ -32,6 +32,7 @@ ERASE = "illume.erase"  # (erasure id)
 FILL_FROM_ENGINE = "illume.fill_from_engine"  # (project id)
 PROBE_ENGINE = "illume.probe_engine"  # (engine id)
 HAND_OVER = "illume.hand_over"  # (engine adapter id)
+REMOVE_ADAPTER = "illume.remove_adapter"  # (engine adapter id)
 FIT_CRITIC = "illume.fit_critic"  # (critic job id)
 SCORE_CANDIDATES = "illume.score_candidates"  # (project id)
 PUBLISH = "illume.publish"  # (publication id)
@@ -50,6 +51,7 @@ TASK_QUEUES = {
     FILL_FROM_ENGINE: DEFAULT_QUEUE,  # these use the devices of others
     PROBE_ENGINE: DEFAULT_QUEUE,
     HAND_OVER: DEFAULT_QUEUE,
+    REMOVE_ADAPTER: DEFAULT_QUEUE,
     FIT_CRITIC: MODEL_QUEUE,
     SCORE_CANDIDATES: MODEL_QUEUE,
     PUBLISH: DEFAULT_QUEUE,

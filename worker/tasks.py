@@ -13,7 +13,7 @@ from celery import Celery
 from app import queue
 from app.db.sessions import database_now, session_scope
 from app.services import sweep
-from app.services.engines import handing_over, probing
+from app.services.engines import handing_over, probing, removing
 from app.services.erasure import running
 from app.services.imports.running import SLICE_SECONDS, run_import
 from app.services.integrations import webhooks
@@ -106,6 +106,11 @@ class Tasks:
         work = functools.partial(handing_over.hand_over, adapter_id, check=self.process.check)
         self.process.run_in_background(logged(work), lane=f"hand-over {adapter_id}")
 
+    def remove_adapter(self, adapter_id: int) -> None:
+        """Take an adapter of an erased project off a model server, in the background."""
+        work = functools.partial(removing.remove_adapter, adapter_id, check=self.process.check)
+        self.process.run_in_background(logged(work), lane=f"removal of adapter {adapter_id}")
+
     def fit_critic(self, job_id: int) -> None:  # noqa: ARG002 - the message only triggers the task
         """Train the machine critic of the oldest job that waits."""
         from worker.critics.fitting import fit_next_critic
@@ -145,6 +150,7 @@ def register(celery: Celery, process: WorkerProcess | None) -> None:
         (queue.FILL_FROM_ENGINE, own.fill_from_engine),
         (queue.PROBE_ENGINE, own.probe_engine),
         (queue.HAND_OVER, own.hand_over),
+        (queue.REMOVE_ADAPTER, own.remove_adapter),
         (queue.FIT_CRITIC, own.fit_critic),
         (queue.SCORE_CANDIDATES, own.score_candidates),
         (queue.PUBLISH, own.publish),

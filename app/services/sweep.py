@@ -14,7 +14,7 @@ from app.db.sessions import database_now, session_scope
 from app.errors import DomainError
 from app.models import IdempotencyKey, Import, ImportState, Project, Round, SignInAttempt, WebSession
 from app.services.candidates import pools
-from app.services.engines import handing_over, probing
+from app.services.engines import handing_over, probing, removing
 from app.services.erasure import redaction, running
 from app.services.imports import running as imports
 from app.services.integrations import webhooks
@@ -62,6 +62,7 @@ def sweep(session: Session) -> list[Due]:
         *_erasures(session),
         *((queue.PROBE_ENGINE, engine_id) for engine_id in probing.list_due(session)),
         *((queue.HAND_OVER, adapter_id) for adapter_id in handing_over.list_due(session)),
+        *((queue.REMOVE_ADAPTER, adapter_id) for adapter_id in removing.list_due(session)),
         *((queue.FIT_CRITIC, job_id) for job_id in jobs.list_due(session)),
         *((queue.SCORE_CANDIDATES, project_id) for project_id in scores.list_due(session)),
         *((queue.PUBLISH, publication_id) for publication_id in uploading.list_due(session)),

@@ -109,10 +109,15 @@ async def wait_until_listed(client: Client, name: str, *, seconds: float = LIST_
         await asyncio.sleep(pause)
 
 
-async def unload(client: Client, name: str) -> None:
-    """Unload an adapter; that it is not there is no error. Raises EngineError."""
+async def unload(client: Client, name: str) -> bool:
+    """Unload an adapter; that it is not there is no error. Returns whether the server has it no longer.
+
+    One that was loaded by hand may stay: not every server unloads adapters while it runs. Raises EngineError.
+    """
     try:
         await client.post_text(UNLOAD, {"lora_name": name}, seconds=LOAD_SECONDS)
     except EngineRefused as error:
         if error.status not in (400, 404, 405, 501):
             raise
+        return name not in await list_if_possible(client)
+    return True

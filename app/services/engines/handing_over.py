@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
@@ -17,12 +16,13 @@ from app.db.sessions import session_scope
 from app.errors import DomainError
 from app.models import AdapterState, Engine, EngineAdapter, EngineState, ModelVersion, Project
 from app.services.engines import probing
+from app.services.engines.copies import adapters_dir, has_copy, put_copy, remove_copy
 from app.services.engines.reach import Connection, connection_of
+from app.services.engines.removing import take_off
 from app.services.kernel.actors import SYSTEM
-from app.services.kernel.store import StoreAway, get_store
+from app.services.kernel.store import StoreAway
 from app.services.projects import pauses
 from app.services.rounds import versions
-from app.settings import get_settings
 from illume.engines import adapters
 from illume.engines.capabilities import Capabilities
 from illume.engines.completions import complete, request_body
@@ -54,16 +54,11 @@ class HandOver:
     capabilities: Capabilities
 
 
-def adapters_dir() -> Path:
-    """The folder in which model servers find adapters, as this machine sees it."""
-    folder = get_settings().adapters_dir
-    return Path(folder) if folder else get_settings().data_dir / "adapters"
-
-
 def list_due(session: Session) -> list[int]:
     """The ids of the hand-overs that are due."""
-    query = select(EngineAdapter.id).where(EngineAdapter.state == AdapterState.waiting)
-    return list(session.scalars(query.order_by(EngineAdapter.id)))
+    query = select(EngineAdapter.id).join(ModelVersion, ModelVersion.id == EngineAdapter.version_id)
+    is_due = (EngineAdapter.state == AdapterState.waiting, ModelVersion.adapter.is_not(None))
+    return list(session.scalars(query.where(*is_due).order_by(EngineAdapter.id)))
 
 
 def hand_over(adapter_id: int, *, check: Callable[[], None]) -> None:
@@ -90,7 +85,7 @@ def hand_over(adapter_id: int, *, check: Callable[[], None]) -> None:
             _fail(session, adapter_id, error.detail)
             return
     try:
-        _put_into_shared_folder(found)
+        put_copy(found.key, found.name)
         run_watched(_load(connection, found), check)
     except adapters.CannotSwap:
         _give_up(found, _how_by_hand(found))
@@ -104,6 +99,7 @@ def hand_over(adapter_id: int, *, check: Callable[[], None]) -> None:
     else:
         _switch(found)
         run_watched(_unload_others(connection, found), check)
+    _clean_up_if_erased(connection, found, check)
 
 
 def _read(session: Session, adapter_id: int) -> HandOver | None:
@@ -128,14 +124,6 @@ def _read(session: Session, adapter_id: int) -> HandOver | None:
         engine.model,
         Capabilities.from_json(engine.capabilities),
     )
-
-
-def _put_into_shared_folder(found: HandOver) -> None:
-    """Put the adapter where the server finds it, for any account to read: the server has another one than ours."""
-    folder = get_store().fetch_folder(found.key, adapters_dir() / found.name)
-    folder.chmod(0o755)
-    for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 async def _load(connection: Connection, found: HandOver) -> None:
@@ -166,7 +154,9 @@ def _switch(found: HandOver) -> None:
     with session_scope() as session:
         project = session.get_one(Project, found.project_id)
         versions.lock_project(session, project)
-        row = session.get_one(EngineAdapter, found.row_id, with_for_update=True, populate_existing=True)
+        row = session.get(EngineAdapter, found.row_id, with_for_update=True, populate_existing=True)
+        if row is None:
+            return
         row.state, row.error = AdapterState.loaded, None
         session.flush()
         if row.activate:
@@ -178,8 +168,23 @@ def _switch(found: HandOver) -> None:
     log.info("model server %s: loaded version %s as %s", found.engine, found.number, found.name)
 
 
+def _clean_up_if_erased(connection: Connection, found: HandOver, check: Callable[[], None]) -> None:
+    """Take the adapter off again if its project was erased meanwhile, after the erasure had it taken off."""
+    with session_scope() as session:
+        if session.get(EngineAdapter, found.row_id) is not None:
+            return
+    try:
+        remove_copy(found.name)
+        take_off(connection, found.name, check=check)
+    except (EngineError, OSError) as error:
+        log.warning("model server %s: %s of an erased project stays: %s", found.engine, found.name, error)
+
+
 async def _unload_others(connection: Connection, found: HandOver) -> None:
-    """Unload the other adapters of the project on this server, unless they are active."""
+    """Unload the other adapters of the project on this server, unless they are active, and remove their copies.
+
+    Those that the server lost are among them: they have a copy still.
+    """
     with session_scope() as session:
         active = session.get_one(Project, found.project_id).active_version_id
         rows = session.scalars(
@@ -188,21 +193,27 @@ async def _unload_others(connection: Connection, found: HandOver) -> None:
             .where(
                 ModelVersion.project_id == found.project_id,
                 EngineAdapter.engine_id == found.engine_id,
-                EngineAdapter.state == AdapterState.loaded,
+                EngineAdapter.state.in_((AdapterState.loaded, AdapterState.unloaded)),
                 EngineAdapter.id != found.row_id,
             )
         )
-        old = [(row.id, row.name) for row in rows if row.version_id == found.version_id or row.version_id != active]
+        old = [
+            (row.id, row.name)
+            for row in rows
+            if (row.version_id == found.version_id or row.version_id != active)
+            and (row.state is AdapterState.loaded or has_copy(row.name))
+        ]
     async with connection.open() as client:
         for row_id, name in old:
             try:
-                await adapters.unload(client, name)
-            except EngineError as error:
+                if await adapters.unload(client, name):
+                    remove_copy(name)
+            except (EngineError, OSError) as error:
                 log.warning("model server %s: %s was not unloaded: %s", found.engine, name, error)
                 continue
             with session_scope() as session:
-                row = session.get_one(EngineAdapter, row_id)
-                row.state = AdapterState.unloaded
+                if (row := session.get(EngineAdapter, row_id)) is not None:
+                    row.state = AdapterState.unloaded
 
 
 def _how_by_hand(found: HandOver) -> str:

@@ -31,6 +31,7 @@ from app.models import (
     SnapshotItem,
     Verdict,
 )
+from app.services.engines import removing
 from app.services.erasure import redaction
 from app.services.erasure.redaction import RedactionScope, schedule_removal
 from app.services.erasure.tombstones import retract_verdicts, tombstone_prompts
@@ -202,6 +203,7 @@ def _forget_rest(session: Session, project_id: int) -> dict[str, int]:
     of_project = select(Round.id).where(Round.project_id == project_id)
     session.execute(update(ModelVersion).where(ModelVersion.project_id == project_id).values(adapter=None))
     schedule_removal(session, adapters)
+    removing.request_removal(session, project_id)
     session.execute(delete(RoundEvent).where(RoundEvent.round_id.in_(of_project)))
     session.execute(update(Round).where(Round.project_id == project_id).values(**phrased(error=None), progress={}))
     session.execute(delete(Comparison).where(Comparison.project_id == project_id))

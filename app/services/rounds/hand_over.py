@@ -138,8 +138,10 @@ def mismatch_of(engine: Engine, base_model: str) -> str | None:
     if not engine.capabilities:
         return _("Training rounds are off: nobody knows yet what the model server '%(name)s' runs.", name=engine.name)
     served = engine.capabilities.get("root") or engine.model
+    # Of a folder on the server nobody knows what it holds: the name under which it is served has to do.
+    names = {served, engine.model} if served.startswith(("/", ".")) else {served}
     base, commit = split_revision(base_model)
-    if {base, resolve_base(base)}.isdisjoint({served, engine.model}):
+    if {base, resolve_base(base)}.isdisjoint(names):
         return _(
             "Training rounds are off: the model server '%(name)s' runs %(served)s, and the base model of this project"
             " is %(base)s. What is tuned here would not fit there: let both be the same.",

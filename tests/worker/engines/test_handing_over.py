@@ -2,84 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import update
 
 from app.db.sessions import session_scope
-from app.models import AdapterState, Engine, EngineAdapter, EngineState, ModelVersion, Project
-from app.processes.connect import forget_settings
+from app.models import AdapterState, Engine, EngineAdapter, EngineState, Project
 from app.services.engines import handing_over, probing
-from app.services.kernel.actors import SYSTEM
-from app.services.kernel.store import get_store
 from app.services.projects import pauses, projects
-from app.services.rounds import hand_over, versions
-from tests import factories
+from app.services.rounds import hand_over
 from tests.engines import FOUND, make_engine
 from tests.model_server import MODEL, ModelServer
 from tests.worker import loop
+from tests.worker.engines.adapters import activate, active_number, add_version, hand_over_all, rows
 from worker.engines.filling import fill_from_engine
 from worker.process import WorkerProcess
 
 COMMIT = "5fbcdcd0" * 5
-
-
-@pytest.fixture
-def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that the server and the workers share."""
-    monkeypatch.setenv("ILLUME_ADAPTERS_DIR", str(tmp_path / "shared"))
-    forget_settings()
-    return tmp_path / "shared"
-
-
-@pytest.fixture
-def adapter(worker: WorkerProcess, tmp_path: Path) -> str:
-    """The key of an adapter in the store."""
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"r": 4}))
-    return get_store().put_folder(tmp_path / "adapter")
-
-
-@pytest.fixture
-def project_id(worker: WorkerProcess, server: ModelServer, shared: Path) -> int:
-    with session_scope() as session:
-        make_engine(session, server)
-        project = loop.make_project(session, Path(MODEL), engine="gpu")
-        loop.add_prompts(session, project, count=2)
-        return project.id
-
-
-def add_version(project_id: int, number: int, adapter: str) -> int:
-    with session_scope() as session:
-        return factories.make_version(
-            session, session.get_one(Project, project_id), number=number, base_model=MODEL, adapter=adapter
-        ).id
-
-
-def activate(version_id: int) -> None:
-    with session_scope() as session:
-        versions.activate(session, SYSTEM, version_id)
-
-
-def hand_over_all(worker: WorkerProcess) -> None:
-    with session_scope() as session:
-        due = handing_over.list_due(session)
-    for adapter_id in due:
-        handing_over.hand_over(adapter_id, check=worker.check)
-
-
-def active_number(project_id: int) -> int:
-    with session_scope() as session:
-        project = session.get_one(Project, project_id)
-        return session.get_one(ModelVersion, project.active_version_id).number
-
-
-def rows() -> list[EngineAdapter]:
-    with session_scope() as session:
-        return list(session.scalars(select(EngineAdapter).order_by(EngineAdapter.id)))
 
 
 def test_a_version_becomes_active_once_it_is_loaded(
@@ -99,7 +40,7 @@ def test_a_version_becomes_active_once_it_is_loaded(
 
 
 def test_the_one_before_is_unloaded_and_names_are_never_used_twice(
-    worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str
+    worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str, shared: Path
 ) -> None:
     first, second = add_version(project_id, 1, adapter), add_version(project_id, 2, adapter)
     for version_id in (first, second, first):
@@ -109,7 +50,32 @@ def test_the_one_before_is_unloaded_and_names_are_never_used_twice(
     found = rows()
     assert [one.state for one in found] == ["unloaded", "unloaded", "loaded"]
     assert len({one.name for one in found}) == 3
-    assert list(server.adapters) == [found[-1].name]
+    assert list(server.adapters) == [found[-1].name] == [copy.name for copy in shared.iterdir()]
+
+
+def test_a_copy_stays_as_long_as_the_server_has_the_adapter(
+    worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str, shared: Path
+) -> None:
+    def load_by_hand(version_id: int) -> str:
+        activate(version_id)
+        hand_over_all(worker)
+        name = rows()[-1].name
+        server.adapters[name] = "by --lora-modules"
+        activate(version_id)
+        hand_over_all(worker)
+        return name
+
+    def copies() -> set[str]:
+        return {copy.name for copy in shared.iterdir()}
+
+    server.behaviour.swaps = False
+    one = load_by_hand(add_version(project_id, 1, adapter))
+    two = load_by_hand(add_version(project_id, 2, adapter))
+    assert [row.state for row in rows()] == ["unloaded", "loaded"]
+    assert copies() == {one, two}
+    del server.adapters[one]
+    three = load_by_hand(add_version(project_id, 3, adapter))
+    assert copies() == {two, three}
 
 
 def test_the_base_model_needs_no_hand_over(
@@ -128,7 +94,7 @@ def test_done_twice_it_is_done_once(worker: WorkerProcess, server: ModelServer, 
     activate(add_version(project_id, 1, adapter))
     [row] = rows()
     server.adapters[row.name] = "loaded by another worker"
-    server.behaviour.lists_late = 1
+    server.behaviour.lists_late = 2
     hand_over_all(worker)
     assert active_number(project_id) == 1
     handing_over.hand_over(row.id, check=worker.check)
@@ -226,6 +192,13 @@ class TestAServerThatAnswersUnderAnyName:
         assert active_number(project_id) == 1
         assert fill_from_engine(worker, project_id) == 2
         assert {body["model"] for body in server.asked} == {row.name}
+        with session_scope() as session:
+            [engine] = session.scalars(update(Engine).values(state=EngineState.probing).returning(Engine))
+            engine_id = engine.id
+        probing.probe_engine(engine_id, check=worker.check)
+        with session_scope() as session:
+            found = session.get_one(Engine, engine_id)
+            assert (found.state, found.error) == (EngineState.ready, None)
 
     def test_nothing_is_sampled_in_the_name_of_what_it_does_not_list(
         self, worker: WorkerProcess, server: ModelServer, project_id: int
@@ -335,6 +308,8 @@ class TestRoundsAreOff:
         [
             ({}, MODEL, None),
             ({"model": "served-name"}, MODEL, None),
+            ({"capabilities": FOUND.as_json() | {"root": "/models/one"}}, MODEL, None),
+            ({"capabilities": FOUND.as_json() | {"root": "another/model"}}, MODEL, "runs another/model, and the base"),
             ({}, "another/model", "runs tiny/model, and the base model of this project is another/model"),
             ({"revision": "main"}, MODEL, None),
             ({"revision": "5fbcdcd"}, MODEL, "runs revision 5fbcdcd of tiny/model, and the workers load the newest"),

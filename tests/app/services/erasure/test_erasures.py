@@ -13,12 +13,14 @@ import pytest
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
+from app import queue
 from app.errors import Conflict, Forbidden, Invalid, NotFound
 from app.models import (
     AssignmentState,
     AuditEvent,
     Candidate,
     DeliveryState,
+    EngineAdapter,
     Erasure,
     ErasureState,
     Image,
@@ -42,6 +44,7 @@ from app.processes.connect import forget_settings
 from app.services import sweep
 from app.services.acceptance import rules
 from app.services.accounts import users
+from app.services.engines import handing_over, removing
 from app.services.erasure import erasures, running
 from app.services.exports import plan as export_plan
 from app.services.exports.plan import ExportRequest
@@ -63,6 +66,7 @@ from tests.app.services.imports.importing import table
 from tests.app.services.invariants import broken
 from tests.app.services.judged import make_judged
 from tests.conftest import CommittedDatabase
+from tests.engines import make_engine
 
 WORDS = "words of this critic's own"
 
@@ -409,6 +413,26 @@ class TestProject:
             assert {json.loads(line)["redacted"] for line in lines} == {True}
             assert snapshots.read(snapshot) == []
         projects.create_project(world.session, SYSTEM, slug=slug, name="anew")
+
+    def test_its_adapters_are_taken_off_model_servers(self, world: World) -> None:
+        other = factories.make_project(world.session, slug="other")
+        engine = make_engine(world.session)
+        made = [
+            factories.add(
+                world.session,
+                EngineAdapter(
+                    engine_id=engine.id,
+                    version_id=factories.make_version(world.session, project, number=5, adapter="1" * 64).id,
+                    name=project.slug,
+                ),
+            ).id
+            for project in (world.project, other)
+        ]
+        world.session.commit()
+        world.run(erasures.erase_project(world.session, world.admin, world.project.slug))
+        assert removing.list_due(world.session) == made[:1]
+        assert handing_over.list_due(world.session) == made[1:]
+        assert (queue.REMOVE_ADAPTER, made[0]) in sweep.sweep(world.session)
 
     def test_a_webhook_of_all_projects_keeps_nothing(self, world: World) -> None:
         other = factories.make_project(world.session, slug="other")

@@ -1,0 +1,35 @@
+"""Copies of adapters in the folder that workers share with model servers."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+from app.services.kernel.store import get_store
+from app.settings import get_settings
+
+
+def adapters_dir() -> Path:
+    """The folder in which model servers find adapters, as this machine sees it."""
+    folder = get_settings().adapters_dir
+    return Path(folder) if folder else get_settings().data_dir / "adapters"
+
+
+def put_copy(key: str, name: str) -> None:
+    """Put an adapter of the store where servers find it, for any account to read: theirs are other ones than ours."""
+    folder = get_store().fetch_folder(key, adapters_dir() / name)
+    folder.chmod(0o755)
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def has_copy(name: str) -> bool:
+    """Whether there is a copy of this name."""
+    return (adapters_dir() / name).exists()
+
+
+def remove_copy(name: str) -> None:
+    """Remove the copy of this name; that there is none is no error. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(adapters_dir() / name)
