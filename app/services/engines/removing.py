@@ -56,13 +56,13 @@ def remove_adapter(adapter_id: int, *, check: Callable[[], None]) -> None:
             return
         name, engine = row.name, session.get_one(Engine, row.engine_id)
         engine_name = engine.name
+        connection: Connection | None = None
         waits = session.scalar(
             select(EngineAdapter.requested_at > func.now() - PATIENCE).where(EngineAdapter.id == adapter_id)
         )
         try:
             connection = connection_of(engine)
         except DomainError as error:
-            connection = None
             log.warning("model server %s: %s is not unloaded: %s", engine_name, name, error.detail)
     try:
         remove_copy(name)
