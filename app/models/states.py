@@ -87,6 +87,10 @@ class CandidateSetState(StrEnum):
     failed = "failed"
 
 
+LIVE_SET_STATES = (CandidateSetState.sampling, CandidateSetState.ready)
+"""A prompt has at most one candidate set in these states."""
+
+
 class Selection(StrEnum):
     """How the candidates of a set that are shown came about, where a machine critic chooses them.
 

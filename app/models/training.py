@@ -82,7 +82,8 @@ class SnapshotItem(Base):
 class ModelVersion(Base):
     """A base model and one whole adapter; number 0 is the base model itself.
 
-    `adapter` is a key of the store, empty for a base model. A version of the kind `critic` is a machine critic, which
+    `adapter` is a key of the store, empty for a base model. A base model that is chosen later is a version too; like
+    number 0 it has no parent. A version of the kind `critic` is a machine critic, which
     has two adapters, one for each half of the prompts; it never writes candidates and cannot be active.
     """
 

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import and_, func, insert, literal, or_, select, text, update
+from sqlalchemy import and_, func, insert, literal, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 
-from app import queue
 from app.db.sessions import id_in
 from app.models import (
     Candidate,
@@ -28,7 +27,7 @@ from app.models import (
     Split,
 )
 from app.services.acceptance.overlap import first_slots
-from app.services.candidates.pools import LIVE_STATES, abandoned_sets, unsampled_prompts
+from app.services.candidates.pools import abandoned_sets, unsampled_prompts
 from app.services.kernel.leases import SETS, first_lease
 from app.services.projects import policies
 from app.services.projects.projects import settings_of
@@ -329,47 +328,6 @@ def _distinct(rationales: Iterable[NewCandidate]) -> list[NewCandidate]:
             )
             kept.setdefault(normalise_rationale(text), clean)
     return list(kept.values())
-
-
-# After an activation
-
-
-def replace_unclaimed(session: Session, project: Project) -> int:
-    """Withdraw the unclaimed ready sets of other versions, so that their prompts wait for the active one.
-
-    Prompts without an accepted rationale wait again once they have no live set; with `rejudge` the others too. Imported
-    sets and partly judged sets stay. Returns how many sets were replaced.
-    """
-    replaced = session.scalars(
-        update(CandidateSet)
-        .where(
-            CandidateSet.project_id == project.id,
-            CandidateSet.state == CandidateSetState.ready,
-            CandidateSet.source == CandidateSource.model,
-            CandidateSet.taken == 0,
-            CandidateSet.version_id.is_distinct_from(project.active_version_id),
-        )
-        .values(state=CandidateSetState.replaced)
-        .returning(CandidateSet.id)
-        .execution_options(synchronize_session=False)
-    ).all()
-    settings = settings_of(session, project)
-    again = and_(Prompt.state == PromptState.judged, Prompt.split.in_(settings.judged_splits))
-    if not settings.rejudge:
-        again = and_(again, ~Prompt.has_accepted)
-    live = select(CandidateSet.id).where(CandidateSet.prompt_id == Prompt.id, CandidateSet.state.in_(LIVE_STATES))
-    session.execute(
-        update(Prompt)
-        .where(
-            Prompt.project_id == project.id,
-            or_(again, Prompt.state == PromptState.ready),
-            ~live.exists(),
-        )
-        .values(state=PromptState.waiting)
-        .execution_options(synchronize_session=False)
-    )
-    queue.send(session, queue.FILL_POOL, project.id)
-    return len(replaced)
 
 
 # Data of prompts

@@ -18,6 +18,7 @@ from app.models import (
     PromptState,
     SamplingFailure,
 )
+from app.models.states import LIVE_SET_STATES
 from app.services.kernel import counters
 from app.services.kernel.leases import held, lapsed
 from app.services.projects import pauses
@@ -35,7 +36,6 @@ FROM (
     ORDER BY id DESC LIMIT 500
 ) newest
 """
-LIVE_STATES = (CandidateSetState.sampling, CandidateSetState.ready)
 
 
 def count_claimable(session: Session, project: Project, *, limit: int | None = None) -> int:
@@ -189,7 +189,7 @@ def unsampled_prompts(session: Session, project: Project) -> Select[int]:
     """Waiting prompts that nobody is sampling, without those that the active version has failed on for good."""
     other = aliased(CandidateSet)
     taken = or_(
-        other.state.in_(LIVE_STATES),
+        other.state.in_(LIVE_SET_STATES),
         and_(other.state == CandidateSetState.failed, other.version_id == project.active_version_id),
     )
     return (

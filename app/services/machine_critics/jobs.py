@@ -147,7 +147,7 @@ def finish(session: Session, claim: CriticClaim, result: CriticResult) -> ModelV
         session,
         project,
         base_model=result.base_model,
-        parent_id=_base_version(session, project),
+        parent_id=_base_version(session, project, result.base_model),
         round_id=found.round_id,
         adapter=result.adapter,
         metrics=result.metrics,
@@ -159,10 +159,11 @@ def finish(session: Session, claim: CriticClaim, result: CriticResult) -> ModelV
     return version
 
 
-def _base_version(session: Session, project: Project) -> int | None:
-    return session.scalar(
-        select(ModelVersion.id).where(ModelVersion.project_id == project.id, ModelVersion.number == 0)
-    )
+def _base_version(session: Session, project: Project, base_model: str) -> int | None:
+    """The version that is the base model itself."""
+    bases = select(ModelVersion.id).where(ModelVersion.project_id == project.id, ModelVersion.parent_id.is_(None))
+    newest_first = bases.order_by(ModelVersion.number.desc()).limit(1)
+    return session.scalar(newest_first.where(ModelVersion.base_model == base_model))
 
 
 def fail(session: Session, claim: CriticClaim, error: str) -> bool:

@@ -45,6 +45,7 @@ from app.services.kernel.actors import Actor, require, require_admin
 from app.services.kernel.rights import Right
 from app.services.kernel.text_rules import JsonObject
 from app.services.projects import pauses
+from app.services.projects.activation import change_base_model
 from app.services.projects.base_models import refuse_unlisted
 from app.services.projects.choice import LOCAL, check_engine
 from illume.critics.choosing import LEAST_SHOWN, count_samples
@@ -186,7 +187,8 @@ class ProjectSettings(BaseModel):
         "starter",
         min_length=1,
         max_length=500,
-        description="'starter', a folder, or a hub name, which @ and a commit after it keep to that revision",
+        description="'starter', a folder, or a hub name, which @ and a commit after it keep to that revision. Another "
+        "becomes a version of its own and writes anew what nobody has claimed; it can be changed until the first round",
     )
     template: str = Field(DEFAULT_TEMPLATE, max_length=4000)
     temperatures: list[TemperatureCount] = Field(
@@ -458,7 +460,9 @@ def update_project(session: Session, actor: Actor, slug: str, changes: Mapping[s
             check_engine(session, after)
         if after.base_model != before.base_model:
             refuse_unlisted(actor, after.base_model)
-            _change_base_model(session, project, after.base_model)
+            change_base_model(
+                session, actor, project, after.base_model, judged_splits=after.judged_splits, rejudge=after.rejudge
+            )
         number = session.scalar(
             select(func.max(SettingRevision.number)).where(SettingRevision.project_id == project.id)
         )
@@ -488,13 +492,6 @@ def _add_revision(session: Session, actor: Actor, project: Project, settings: Pr
     session.flush()
     project.revision_id = revision.id
     session.flush()
-
-
-def _change_base_model(session: Session, project: Project, base_model: str) -> None:
-    versions = list(session.scalars(select(ModelVersion).where(ModelVersion.project_id == project.id).limit(2)))
-    if len(versions) != 1 or versions[0].number != 0:
-        raise Conflict(_("The base model cannot change once a round has made a version of it."), field="base_model")
-    versions[0].base_model = base_model
 
 
 def _change_answer_fields(session: Session, project: Project, before: ProjectSettings, after: ProjectSettings) -> None:

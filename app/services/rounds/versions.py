@@ -9,11 +9,10 @@ from sqlalchemy.orm import Session
 
 from app.errors import Conflict, NotFound
 from app.models import Evaluation, ModelVersion, Project, VersionKind
-from app.services.candidates.candidates import replace_unclaimed
-from app.services.integrations import webhooks
-from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.rights import Right
+from app.services.projects import activation
+from app.services.projects.projects import settings_of
 from app.services.rounds.hand_over import is_handed_over_first
 from illume.phrases import _
 
@@ -66,13 +65,21 @@ def lineage(session: Session, version: ModelVersion) -> list[ModelVersion]:
 def activate(session: Session, actor: Actor, version_id: int) -> ModelVersion:
     """Make a version write the new candidates. Activating an older version rolls back; the active one is a no-op.
 
-    In a project that samples from a model server it becomes active once the server has loaded it.
+    In a project that samples from a model server it becomes active once the server has loaded it. Raises `Conflict` for
+    a machine critic, and for a version of another base model than the project's.
     """
     version, project = _version_and_project(session, actor, version_id, Right.administers)
     if version.kind is VersionKind.critic:
         raise Conflict(
             _(
                 "Version %(number)s is a machine critic: it rates explanations and cannot write any.",
+                number=version.number,
+            )
+        )
+    if version.base_model != settings_of(session, project).base_model:
+        raise Conflict(
+            _(
+                "Version %(number)s is of another base model: change the base model in the settings of the project.",
                 number=version.number,
             )
         )
@@ -91,22 +98,10 @@ def put_in_force(session: Session, actor: Actor, project: Project, version: Mode
         return True
     if is_handed_over_first(session, project, version):
         return False
-    before = project.active_version_id
-    project.active_version_id = version.id
-    session.flush()
-    replaced = replace_unclaimed(session, project)
-    audit.record(
-        session,
-        actor,
-        "version.activate",
-        f"version:{version.id}",
-        project.id,
-        number=version.number,
-        before=before,
-        replaced_sets=replaced,
+    settings = settings_of(session, project)
+    activation.put_in_force(
+        session, actor, project, version, judged_splits=settings.judged_splits, rejudge=settings.rejudge
     )
-    payload = {"id": str(version.id), "number": version.number, "before": None if before is None else str(before)}
-    webhooks.emit(session, project.id, webhooks.VERSION_ACTIVATED, payload)
     return True
 
 

@@ -225,7 +225,9 @@ GROUPS = (
                 _("Base model"),
                 _(
                     "'starter', a folder, or a model name on the hub. @ and a commit after it keep it to that "
-                    "revision. It cannot be changed after the first training round."
+                    "revision. Another model writes explanations anew for prompts that no critic has been given yet; "
+                    "verdicts stay, with the model that wrote what they judge. It cannot be changed after the first "
+                    "training round."
                 ),
                 "text",
                 wide=True,

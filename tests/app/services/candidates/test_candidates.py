@@ -257,55 +257,6 @@ class TestLeases:
         assert pools.count_sampling(session, project) == 1
 
 
-class TestReplaceUnclaimed:
-    def activate(self, session: Session, project: Project) -> None:
-        project.active_version_id = factories.make_version(session, project, number=1).id
-        session.flush()
-
-    def test_only_sets_of_other_versions_that_nobody_holds(self, session: Session, project: Project) -> None:
-        untouched = factories.make_candidate_set(session, project, slots=2)
-        held = factories.make_candidate_set(session, project, slots=2)
-        factories.make_assignment(session, held, factories.make_critic(session, project))
-        imported = factories.make_candidate_set(session, project, source=CandidateSource.imported)
-        self.activate(session, project)
-        newer = factories.make_candidate_set(session, project)
-        assert candidates.replace_unclaimed(session, project) == 1
-        states = [found(session, one.id).state for one in (untouched, held, imported, newer)]
-        assert states == ["replaced", "ready", "ready", "ready"]
-        assert session.get_one(Prompt, untouched.prompt_id, populate_existing=True).state == PromptState.waiting
-        assert session.get_one(Prompt, held.prompt_id, populate_existing=True).state == PromptState.ready
-
-    def test_judged_prompts_without_an_accepted_rationale_wait_again(self, session: Session, project: Project) -> None:
-        none_fit = factories.make_prompt(session, project, state=PromptState.judged)
-        accepted = factories.make_prompt(session, project, state=PromptState.judged)
-        accepted.has_accepted = True
-        held = factories.make_prompt(session, project, state=PromptState.held)
-        self.activate(session, project)
-        candidates.replace_unclaimed(session, project)
-        assert [state_of(session, one) for one in (none_fit, accepted, held)] == ["waiting", "judged", "held"]
-
-    def test_with_rejudge_accepted_prompts_wait_too(self, session: Session) -> None:
-        project = factories.make_project(session, rejudge=True)
-        accepted = factories.make_prompt(session, project, state=PromptState.judged)
-        accepted.has_accepted = True
-        self.activate(session, project)
-        candidates.replace_unclaimed(session, project)
-        assert state_of(session, accepted) == PromptState.waiting
-
-    @pytest.mark.parametrize(("judge_val", "none_fitted"), [(True, "waiting"), (False, "judged")])
-    def test_val_prompts_wait_for_the_active_version_too(
-        self, session: Session, judge_val: bool, none_fitted: str
-    ) -> None:
-        """Without the setting none are judged again, but none stays ready without candidates either."""
-        project = factories.make_project(session, judge_val=judge_val)
-        offered = factories.make_prompt(session, project, split=Split.val)
-        factories.make_candidate_set(session, project, prompt=offered)
-        judged = factories.make_prompt(session, project, split=Split.val, state=PromptState.judged)
-        self.activate(session, project)
-        assert candidates.replace_unclaimed(session, project) == 1
-        assert [state_of(session, one) for one in (offered, judged)] == ["waiting", none_fitted]
-
-
 class TestLoadPromptsData:
     def test_images_in_order(self, session: Session, project: Project) -> None:
         images = [factories.make_image(session) for _ in range(3)]

@@ -43,7 +43,7 @@ class TestUpdateProject:
         projects.update_project(session, SYSTEM, project.slug, {"base_model": "other"})
         base = session.get_one(ModelVersion, project.active_version_id)
         assert base.base_model == "other"
-        factories.make_version(session, project, number=1, parent=base)
+        factories.make_version(session, project, number=2, parent=base)
         with pytest.raises(Conflict) as caught:
             projects.update_project(session, SYSTEM, project.slug, {"base_model": "third"})
         assert caught.value.field == "base_model"
