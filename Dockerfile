@@ -8,6 +8,22 @@ WORKDIR /assets
 COPY package.json package-lock.json .npmrc ./
 RUN npm ci --omit=dev --ignore-scripts --no-audit --no-fund
 
+# The guide under /help. What builds it stays in this stage: only its pages get into the image.
+FROM python:3.11-slim AS guide
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 NO_MKDOCS_2_WARNING=1
+WORKDIR /guide
+COPY pyproject.toml constraints.txt ./
+# The extra `docs` without Illume, whose docstrings are read from the files.
+RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])' \
+  | xargs pip install --constraint constraints.txt
+COPY mkdocs.yml ./
+COPY bench/RESULTS.md bench/RESULTS.md
+COPY tools/docs_hooks.py tools/docs_hooks.py
+COPY docs docs
+COPY illume illume
+COPY static static
+RUN python -m mkdocs build --quiet
+
 FROM python:3.11-slim AS illume
 # An additional package index, for example for the CPU builds of torch: docker compose build --build-arg PIP_EXTRA_INDEX_URL=...
 ARG PIP_EXTRA_INDEX_URL=
@@ -36,6 +52,7 @@ COPY static static
 COPY starter starter
 COPY --from=assets /assets/node_modules/htmx.org/dist/htmx.min.js static/vendor/htmx.min.js
 COPY --from=assets /assets/node_modules/chartist/dist/index.umd.js static/vendor/chartist.js
+COPY --from=guide /guide/static/help static/help
 # The modes of a checkout are those of its owner: everybody may read here, and nobody but root may write.
 RUN chmod -R u=rwX,go=rX .
 

@@ -191,9 +191,23 @@ class TestImage:
         assert environment["USER"]  # `getpass.getuser` looks for a line of /etc/passwd otherwise
 
     def test_the_last_stage_needs_no_graphics_card(self) -> None:
-        assert list(stages()) == ["assets", "illume", "cuda", ""]
+        assert list(stages()) == ["assets", "guide", "illume", "cuda", ""]
         assert stages()[""] == ["FROM illume"]
         assert stages()["cuda"][0].startswith("FROM illume ")
+
+    def test_the_guide_is_built_in_a_stage_of_its_own(self) -> None:
+        """With all that MkDocs reads, and nothing of what builds it in the image."""
+        guide, image = stages()["guide"], stages()["illume"]
+        copied = {source for line in guide if line.startswith("COPY ") for source in shlex.split(line)[1:-1]}
+        pages = [page.read_text() for page in ROOT.glob("docs/**/*.md")]
+        included = {name for page in pages for name in re.findall(r'^--8<-- "([^":]+)', page, re.MULTILINE)}
+        assert included
+        settings = {"mkdocs.yml", "tools/docs_hooks.py", "pyproject.toml", "constraints.txt"}
+        assert copied == {"docs", "illume", "static", *settings, *included}
+        assert guide[-1] == "RUN python -m mkdocs build --quiet"
+        assert "COPY --from=guide /guide/static/help static/help" in image
+        assert not [line for line in image if "mkdocs" in line]
+        assert "static/help" in (ROOT / ".dockerignore").read_text().splitlines()  # an old one of the checkout
 
     def test_all_it_copies_is_there_and_let_in(self) -> None:
         let_in = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]

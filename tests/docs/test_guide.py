@@ -13,7 +13,7 @@ from mkdocs.exceptions import Abort
 
 from app.main import create_app
 from app.settings import ROOT
-from app.web import guide
+from app.web import guide, guide_texts
 from tools.docs_hooks import Checker
 
 DECISION = re.compile(r"\d{4}-")
@@ -131,14 +131,74 @@ class TestServed:
         assert missing.status_code == 404
         assert "There is no such page." in missing.text
 
-    @pytest.mark.parametrize("path", ["/help/", "/help/leads/"])
-    def test_where_it_is_not_built_the_page_says_how(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
-    ) -> None:
+
+class TestNotBuilt:
+    @pytest.fixture
+    def client(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TestClient:
         monkeypatch.setattr(guide, "FOLDER", tmp_path / "none")
-        answer = TestClient(create_app(), base_url="http://127.0.0.1:8000").get(path)
+        return TestClient(create_app(), base_url="http://127.0.0.1:8000")
+
+    def test_help_lists_every_page_and_says_how_to_build_them(self, client: TestClient) -> None:
+        page = client.get("/help/")
+        assert page.status_code == 200
+        assert "run `make docs`" in page.text
+        linked = set(re.findall(r'<li><a href="/help/([^"]+)/">', page.text))
+        paths = {path.relative_to(ROOT / "docs").with_suffix("").as_posix() for path in ROOT.glob("docs/**/*.md")}
+        assert linked == {path.removesuffix("/index") for path in paths - {"index"}}
+
+    def test_each_page_is_there_and_its_links_lead_to_others(self, client: TestClient) -> None:
+        """As the built guide has them: where it is built later, all addresses stay."""
+        pages = {path: client.get(path) for path in all_addresses(client)}
+        assert {answer.status_code for answer in pages.values()} == {200}
+        anchors = {path: set(re.findall(r'<h\d id="([^"]+)"', answer.text)) for path, answer in pages.items()}
+        wrong = []
+        for path, answer in pages.items():
+            for target in re.findall(r'<a href="([^"]*)"', answer.text.partition("<article")[2]):
+                page, _, anchor = target.partition("#")
+                page = (page or path) if (page or path) != "/help/" else ""
+                if page and (page not in pages or (anchor and anchor not in anchors[page])):
+                    wrong.append((path, target))
+        assert wrong == []
+
+    def test_a_page_reads_as_it_is_written(self, client: TestClient) -> None:
+        text = client.get("/help/leads/").text
+        assert "<h1>For leads</h1>" in text
+        assert '<h2 id="roles">Roles</h2>' in text
+        assert '<th scope="col">role</th>' in text
+        assert "<strong>For people who run a project:" in text
+        assert '<a href="/help/security/">Security</a>' in text
+        assert '<pre tabindex="0">make demo</pre>' in client.get("/help/start/").text
+
+    @pytest.mark.parametrize("path", ["/help/nowhere/", "/help/..%2FREADME/", "/help/screens/annotate-light.png"])
+    def test_what_is_no_page_is_not_found(self, client: TestClient, path: str) -> None:
+        answer = client.get(path)
         assert answer.status_code == 404
-        assert "run `make docs`" in answer.text
+        assert "There is no such page." in answer.text
+
+    def test_an_installation_without_the_pages_says_where_they_are(
+        self, client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(guide_texts, "DOCS", tmp_path / "none")
+        page = client.get("/help/")
+        assert page.status_code == 200
+        for words in ("`make docs` builds it", "`make dist` puts it into the wheel", "built by the Dockerfile"):
+            assert words in page.text
+        assert client.get("/help/leads/").status_code == 404
+
+
+def all_addresses(client: TestClient) -> list[str]:
+    """The pages that the list of all links to."""
+    return re.findall(r'<li><a href="(/help/[^"]+)">', client.get("/help/").text)
+
+
+class TestAnchor:
+    @pytest.mark.parametrize(
+        ("heading", "anchor"),
+        [("Before the first verdict", "before-the-first-verdict"), ("A `val` split: how?", "a-val-split-how")],
+    )
+    def test_is_that_of_the_built_guide(self, heading: str, anchor: str) -> None:
+        [block] = guide_texts.read(f"## {heading}", "leads.md")
+        assert block.anchor == anchor
 
 
 def test_pages_link_to_pages_of_the_guide() -> None:
