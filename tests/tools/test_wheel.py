@@ -23,6 +23,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
+from trove_classifiers import classifiers
 
 from app.processes.embedded import Embedded, free_port
 from app.processes.supervise import stop_child
@@ -32,6 +34,7 @@ from tests import factories
 from tests.conftest import maintenance, numbers
 
 PATIENCE = 300.0
+PYTHON = "Programming Language :: Python ::"
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bin_folder(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the commands of a new environment are, into which the wheel was installed."""
+    """Where the commands of a new environment are, into which the wheel was installed.
+
+    `WHEEL_ENVIRONMENT` names one instead that has the wheel and its dependencies already, as the workflow makes it.
+    """
+    if given := os.environ.get("WHEEL_ENVIRONMENT"):
+        return Path(given).resolve() / "bin"
     home = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
     python = home / "bin" / "python"
@@ -91,10 +99,15 @@ def tree(folder: str) -> set[str]:
     return {path.relative_to(ROOT).as_posix() for path in files}
 
 
+def checksums(wheel: Path) -> dict[str, int]:
+    """The files of a wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {info.filename: info.CRC for info in archive.infolist()}
+
+
 class TestFiles:
     def test_they_are_those_of_the_repository(self, wheel: Path) -> None:
-        with zipfile.ZipFile(wheel) as archive:
-            names = set(archive.namelist())
+        names = set(checksums(wheel))
         found = {name for name in names if ".dist-info/" not in name}
         assert found == tree("illume") | {f"illume/_server/{path}" for folder in SERVER for path in tree(folder)}
         assert {f"illume/_server/{asset}" for asset in ASSETS} < found
@@ -102,7 +115,16 @@ class TestFiles:
         assert info >= {"licenses/LICENSE", "licenses/NOTICE", "entry_points.txt"}
         assert not any(path.suffix == ".pyc" for path in map(Path, names))
 
-    def test_the_metadata_name_licence_version_and_extras(self, wheel: Path) -> None:
+    @pytest.mark.slow
+    def test_a_wheel_that_is_built_from_the_source_distribution_has_the_same(self, wheel: Path, tmp_path: Path) -> None:
+        """As `make dist` builds both, and as others build who have no repository."""
+        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path)]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        [source], [built] = tmp_path.glob("*.tar.gz"), tmp_path.glob("*.whl")
+        assert (source.name.removesuffix(".tar.gz"), built.name) == ("-".join(wheel.name.split("-")[:2]), wheel.name)
+        assert checksums(built) == checksums(wheel)
+
+    def test_the_metadata_say_what_the_project_is(self, wheel: Path) -> None:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         with zipfile.ZipFile(wheel) as archive:
             [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
@@ -112,6 +134,20 @@ class TestFiles:
         assert data["Author"] == "The Illume authors"
         assert data["Requires-Python"] == ">=3.11"
         assert set(data.get_all("Provides-Extra") or []) == set(project["optional-dependencies"])
+        assert data["Keywords"].split(",") == project["keywords"]
+        assert {"preference data", "rationales", "vision-language models"} < set(project["keywords"])
+        assert sorted(data.get_all("Classifier") or []) == sorted(project["classifiers"])
+        assert set(project["classifiers"]) <= classifiers
+
+    def test_the_classifiers_name_the_pythons_that_the_workflow_requires(self) -> None:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "wheel.yml").read_text())
+        matrix = workflow["jobs"]["wheel"]["strategy"]["matrix"]
+        named = [one.rpartition(" ")[2] for one in project["classifiers"] if one.startswith(f"{PYTHON} 3.")]
+        assert named == matrix["python"]
+        tried = re.findall(r"python(3\.\d+)", (ROOT / "tools" / "find-python").read_text())
+        others = {one["python"] for one in matrix["include"] if one["untried"]}
+        assert set(tried) <= {*named, *others}
 
     def test_without_the_browser_assets_none_is_built(self, tmp_path: Path) -> None:
         for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "NOTICE"):
@@ -297,7 +333,8 @@ def test_the_demo_of_the_wheel_from_sign_in_to_export(bin_folder: Path, tmp_path
         accounts = json.loads((tmp_path / "illume" / "demo-accounts.json").read_text())
         with httpx.Client(base_url=address, timeout=60, follow_redirects=True) as client:
             assert "Scenes" in sign_in(client, accounts["admin"]["email"], accounts["admin"]["password"])
-            assert client.get("/help/").status_code == (200 if (ROOT / "static" / "help").exists() else 404)
+            guide = client.get("/help/").raise_for_status().text
+            assert ("The guide to Illume" in guide) == (ROOT / "static" / "help").exists()
             take_sample(client, installation)
         headers = {"Authorization": f"Bearer {accounts['critic']['token']}"}
         with httpx.Client(base_url=f"{address}/api/v1", headers=headers, timeout=60) as client:
