@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +19,11 @@ import pytest
 from PIL import Image
 
 from app.settings import ROOT
-from tests.docs.blocks import snippets
+from tests.docs.blocks import blocks, snippets
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
+EXPORTED = re.compile(r"^export (\w+)=.*$", re.MULTILINE)
 OWN, REST, DEPLOYING = (ROOT / "docs" / name for name in ("own-data.md", "rest.md", "deploying.md"))
 
 
@@ -30,6 +33,12 @@ class Newcomer:
 
     folder: Path
     environment: dict[str, str]
+    began: float
+
+    @property
+    def seconds(self) -> float:
+        """How long ago they began."""
+        return time.monotonic() - self.began
 
     def run(self, command: list[str], **more: str) -> str:
         done = subprocess.run(
@@ -47,12 +56,13 @@ class Newcomer:
     def shell(self, text: str, **more: str) -> str:
         return self.run(["bash", "-euc", text], **more)
 
-    def start(self, *command: str, **more: str) -> subprocess.Popen[str]:
+    def start(self, text: str) -> subprocess.Popen[str]:
+        """Run what is typed into a shell until its last command ends, which takes the shell's place."""
+        *before, last = text.strip().splitlines()
         return subprocess.Popen(
-            ["illume", *command],
-            executable=str(self.folder / "bin" / "illume"),
+            ["bash", "-euc", "\n".join([*before, f"exec {last}"])],
             cwd=self.folder,
-            env=self.environment | more,
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -73,13 +83,13 @@ def newcomer(tmp_path: Path) -> Newcomer:
     program.chmod(0o755)
     own = {name: value for name, value in os.environ.items() if not name.startswith("ILLUME_")}
     own |= {"PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    return Newcomer(tmp_path, {**own, "ILLUME_DATA_DIR": str(tmp_path / "data")})
+    return Newcomer(tmp_path, {**own, "ILLUME_DATA_DIR": str(tmp_path / "data")}, time.monotonic())
 
 
 @pytest.fixture
 def demo(newcomer: Newcomer) -> Iterator[str]:
     """A running demo; its address."""
-    process = newcomer.start("demo", "--port", "0", "--no-browser")
+    process = newcomer.start("illume demo --port 0 --no-browser")
     assert process.stdout is not None
     address = ""
     for line in process.stdout:
@@ -103,7 +113,9 @@ def accepts(newcomer: Newcomer, rest: dict[str, str]) -> str:
     pytest.fail("no set was ready in four minutes")
 
 
-def test_photos_to_the_first_round_with_a_second_worker_and_a_backup(newcomer: Newcomer, demo: str) -> None:
+def test_photos_to_the_first_round_with_a_second_worker_and_a_backup(
+    newcomer: Newcomer, demo: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = newcomer.folder / "data"
     token = json.loads((data / "demo-accounts.json").read_text())["admin"]["token"]
     rest = {"URL": demo, "TOKEN": token, "PROJECT": "street"}
@@ -111,6 +123,8 @@ def test_photos_to_the_first_round_with_a_second_worker_and_a_backup(newcomer: N
     newcomer.shell(table)
     assert "2 added, 0 unchanged, 0 rejected" in newcomer.shell(bring)
     assert accepts(newcomer, rest) == "2 sets judged\n"
+    with capsys.disabled():
+        print(f"\nfrom the start of the demo to the first verdicts on one's own photos: {newcomer.seconds:.0f} s")
     adding, every_format = snippets(REST, "sh")
     assert '"external_id":"market"' in newcomer.shell(adding, **rest)
     newcomer.shell(every_format, **rest)
@@ -127,7 +141,10 @@ def test_photos_to_the_first_round_with_a_second_worker_and_a_backup(newcomer: N
 
 
 def second_worker(newcomer: Newcomer, data: Path) -> None:
-    """Another machine, as far as this one can be two: a data directory of its own, and the four shared things."""
+    """Another machine, as far as this one can be two, by the commands of the page.
+
+    Its data directory is its own, and the four shared things are those of the first.
+    """
     services = json.loads((data / "services.json").read_text())
     shared = {
         "ILLUME_DATABASE_URL": services["database_url"],
@@ -136,18 +153,26 @@ def second_worker(newcomer: Newcomer, data: Path) -> None:
         "ILLUME_SECRET_KEY": (data / "secret.key").read_text().strip(),
         "ILLUME_DATA_DIR": str(newcomer.folder / "other"),
     }
-    newcomer.run(["illume", "doctor", "--skip-model"], **shared)
-    process = newcomer.start("worker", "--queues", "model", **shared)
-    deadline = time.monotonic() + 120
-    names: set[str] = set()
+    [joining] = [block.code for block in blocks(DEPLOYING) if "illume worker --queues model\n" in block.code]
+    typed, names = fill_in(joining, shared)
+    assert set(names) == set(shared)
+    process = newcomer.start(typed)
+    deadline = time.monotonic() + 240
+    workers: set[str] = set()
     with psycopg.connect(services["database_url"], autocommit=True) as connection:
-        while len(names) < 2 and time.monotonic() < deadline:
+        while len(workers) < 2 and time.monotonic() < deadline:
             rows = connection.execute("SELECT name FROM workers WHERE queues = 'model'").fetchall()
-            names = {name for (name,) in rows}
+            workers = {name for (name,) in rows}
             time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert len(names) == 2
+    said, _rest = process.communicate(timeout=60)
+    assert len(workers) == 2, said
+
+
+def fill_in(code: str, values: Mapping[str, str]) -> tuple[str, list[str]]:
+    """The commands with one's own values in place of those that the page exports; and the names of these."""
+    names = EXPORTED.findall(code)
+    return EXPORTED.sub(lambda found: f"export {found[1]}={shlex.quote(values[found[1]])}", code), names
 
 
 def test_a_table_is_written_of_a_folder_of_photos(newcomer: Newcomer) -> None:
