@@ -134,7 +134,7 @@ class TestFiles:
         assert data["Author"] == "The Illume authors"
         assert data["Requires-Python"] == ">=3.11"
         assert set(data.get_all("Provides-Extra") or []) == set(project["optional-dependencies"])
-        assert data["Keywords"].split(",") == project["keywords"]
+        assert sorted(data["Keywords"].split(",")) == sorted(project["keywords"])
         assert {"preference data", "rationales", "vision-language models"} < set(project["keywords"])
         assert sorted(data.get_all("Classifier") or []) == sorted(project["classifiers"])
         assert set(project["classifiers"]) <= classifiers
