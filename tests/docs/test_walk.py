@@ -119,9 +119,10 @@ def test_photos_to_the_first_round_with_a_second_worker_and_a_backup(
     data = newcomer.folder / "data"
     token = json.loads((data / "demo-accounts.json").read_text())["admin"]["token"]
     rest = {"URL": demo, "TOKEN": token, "PROJECT": "street"}
-    table, bring, export = snippets(OWN, "sh")
+    table, create, bring, export = snippets(OWN, "sh")
     newcomer.shell(table)
-    assert "2 added, 0 unchanged, 0 rejected" in newcomer.shell(bring)
+    newcomer.shell(create)
+    assert "2 added, 0 of them to val, 0 unchanged, 0 rejected" in newcomer.shell(bring)
     assert accepts(newcomer, rest) == "2 sets judged\n"
     with capsys.disabled():
         print(f"\nfrom the start of the demo to the first verdicts on one's own photos: {newcomer.seconds:.0f} s")
