@@ -27,7 +27,7 @@ COMMANDS = {
     "restore": ("app.cli.files.restore:restore_command", "Restore an installation from a backup"),
     "simulate": ("app.cli.method:simulate", "Run the whole loop with a simulated critic"),
     "sample": ("app.cli.method:sample", "Sample rationales for a file of prompts"),
-    "scenes": ("app.cli.method:scenes", "Make scenes, train the starter model, score a model"),
+    "scenes": ("app.cli.method:scenes", "Make scenes with questions, answers and rationales"),
     "starter": ("app.cli.method:starter", "Train one small model for the tasks scenes, pairs and guard"),
     "doctor": ("app.cli.doctor:doctor", "Check this installation and say how to fix what is wrong"),
 }

@@ -26,5 +26,5 @@ class LibraryCommand(click.Command):
 
 simulate = LibraryCommand("simulate", "illume.simulation", "Run the whole loop with a simulated critic.")
 sample = LibraryCommand("sample", "illume.sampling", "Sample rationales for a file of prompts.")
-scenes = LibraryCommand("scenes", "illume.scenes", "Make scenes, train the starter model, score a model.")
+scenes = LibraryCommand("scenes", "illume.scenes", "Make scenes with questions, answers and rationales.")
 starter = LibraryCommand("starter", "illume.starter", "Train one small model for the tasks scenes, pairs and guard.")

@@ -1,4 +1,4 @@
-"""The procedural data set of scenes. `starter` trains the starter model on it.
+"""The procedural data set of scenes, of which the other tasks are made too.
 
 Reading order: `kinds` (what a scene can contain), `graph` (the scene graph), `questions` (questions, their answers, and
 scenes that fit them), `rationales` (correct, circular and hallucinated ones), `parsing` and `faithfulness` (whether a

@@ -1,5 +1,6 @@
 """The small model for the three tasks `scenes`, `pairs` and `guard`, trained from scratch.
 
-Reading order: `architecture` (model, tokenizer, processor), `texts` (what is read and written in each task),
-`curriculum` (the recipe and its batches), `training` (the loop), `scoring` (how good a trained model is).
+Reading order: `architecture` (model, tokenizer, processor), `texts` and `scene_texts` (what is read and written in each
+task), `patches` (what is seen), `curriculum` (the recipe and its batches), `training` (the loop), `scoring` (how good a
+trained model is).
 """

@@ -1,8 +1,8 @@
 """The training data: the stages of the recipe, and the batch of each step.
 
-The rows of a step (`illume.starter.texts`) are packed into few long sequences. A token sees the segments above its own,
-and its own up to itself; positions count along that path, as if each text stood alone. In addition there are labels of
-what each patch of the pictures shows.
+The rows of a step (`illume.starter.scene_texts`, `illume.starter.texts`) are packed into few long sequences. A token
+sees the segments above its own, and its own up to itself; positions count along that path, as if each text stood alone.
+In addition there are labels of what each patch of the pictures shows.
 """
 
 from __future__ import annotations
@@ -19,23 +19,11 @@ from illume.pairs.questions import Language
 from illume.records import stable_seed
 from illume.scenes.drawing import draw_scene_with_boxes
 from illume.scenes.graph import Scene, sample_scene
-from illume.scenes.starter import curriculum as scenes_curriculum
-from illume.scenes.starter.architecture import IMAGE, IMAGE_TOKENS
-from illume.scenes.starter.curriculum import IGNORED, label_patches, scene_texts, to_pixels
+from illume.starter.architecture import IMAGE_TOKENS
 from illume.starter.looks import label_counts, label_feet, label_looks, label_shared
-from illume.starter.texts import (
-    ANSWER,
-    RIGHT,
-    Mixture,
-    Parts,
-    Row,
-    Ruling,
-    Segment,
-    crowd_row,
-    guard_row,
-    pair_row,
-    twins_row,
-)
+from illume.starter.patches import IGNORED, label_patches, to_pixels
+from illume.starter.scene_texts import scene_row
+from illume.starter.texts import IMAGE, RIGHT, Mixture, Row, crowd_row, guard_row, pair_row, twins_row
 
 TASKS = ("scenes", "pairs", "guard")
 
@@ -293,7 +281,16 @@ class Recipe:
 
 def sample_rows(stage: Stage, rng: random.Random) -> list[tuple[str, Row]]:
     """Samples the rows of a step with the task of each."""
-    rows = [("scenes", _scenes_row(stage, rng)) for _ in range(stage.scenes)]
+    rows: list[tuple[str, Row]] = []
+    for _ in range(stage.scenes):
+        row = scene_row(
+            rng,
+            lists=stage.lists,
+            questions=stage.questions,
+            rationales=stage.rationales,
+            mixture=stage.scenes_mixture,
+        )
+        rows.append(("scenes", row))
     mixtures: dict[Language, Mixture] = {"en": stage.pairs_english, "de": stage.pairs_german}
     for _ in range(stage.pairs):
         row = pair_row(
@@ -323,32 +320,6 @@ def sample_rows(stage: Stage, rng: random.Random) -> list[tuple[str, Row]]:
         )
         rows.append(("guard", row))
     return rows
-
-
-def _scenes_row(stage: Stage, rng: random.Random) -> Row:
-    """A row of `scenes`, with the texts of `illume.scenes.starter`."""
-    old = scenes_curriculum.Stage(
-        steps=0,
-        rates=stage.rates,
-        describe=stage.lists / 4,
-        cells=stage.lists,
-        places=stage.lists,
-        sides=stage.lists if stage.rationales else 0.0,  # rationales say what is beside what
-        counts=stage.lists,
-        questions=stage.questions,
-        rationales=stage.rationales,
-        right=stage.scenes_mixture.right,
-        circular=stage.scenes_mixture.circular,
-    )
-    scene, texts = scene_texts(rng, old)
-    segments = [Segment(_weighted(text), 0) for text in texts]
-    return Row((scene,), (Segment(((IMAGE, 0.0),), None), *segments))
-
-
-def _weighted(text: scenes_curriculum.Text) -> Parts:
-    """A text of `scenes` with weights; an answer is a single part after a prompt that ends in `A:`."""
-    is_answer = len(text.parts) == 1 and text.prompt.endswith("A:")
-    return ((text.prompt, 0.0), *((part, (ANSWER if is_answer else 1.0) * target) for part, target in text.parts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from illume.scenes.drawing import SIZE, Box
 from illume.scenes.german.nouns import NUMBERS as GERMAN_NUMBERS
 from illume.scenes.german.nouns import SETTING_PHRASES
 from illume.scenes.graph import Scene
 from illume.scenes.kinds import KINDS, SETTINGS, TIMES, WEATHERS
-from illume.scenes.starter.curriculum import IGNORED, OBJECT_LABELS, PATCHES_PER_SIDE
-from illume.scenes.starter.training import COSINE_SCALE
+from illume.starter.patches import IGNORED, OBJECT_LABELS, PATCHES_PER_SIDE, likeness_loss
 
 LOOKS = (tuple(SETTINGS), tuple(WEATHERS), tuple(TIMES))
 """The classes of where and when a picture was taken."""
@@ -84,17 +82,6 @@ def _look_up(of_kind: list[int], patches: np.ndarray) -> np.ndarray:
     """What holds for the kind that each patch shows, or for "none", the last; IGNORED where that is not known."""
     shown = patches[:, :1]
     return np.where(shown == IGNORED, IGNORED, np.array(of_kind)[np.where(shown == IGNORED, 0, shown)])
-
-
-def likeness_loss(
-    features: torch.Tensor, names: torch.Tensor, classes: torch.Tensor, weight: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Cross-entropy of classes, IGNORED for some, with cosine similarities to the words' embeddings as logits.
-
-    `features` is (..., width), `names` (labels, width), `classes` (...), and `weight` (labels,).
-    """
-    logits = COSINE_SCALE * F.normalize(features.float(), dim=-1) @ F.normalize(names.float(), dim=-1).T
-    return F.cross_entropy(logits.flatten(0, -2), classes.flatten(), weight=weight, ignore_index=IGNORED)
 
 
 def look_loss(image: torch.Tensor, words: Sequence[torch.Tensor], looks: torch.Tensor) -> torch.Tensor:

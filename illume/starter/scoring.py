@@ -18,18 +18,20 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from illume.files import write_text
 from illume.guard import making as guard_making
 from illume.guard import policies
+from illume.guard.making import Case
 from illume.guard.policies import parse_answer
 from illume.guard.truth import is_faithful_to_case
 from illume.model.folder import check_weights
 from illume.model.loading import read_config
 from illume.pairs import making as pairs_making
-from illume.pairs.questions import LEADS, answer_in, answer_query
+from illume.pairs.questions import LEADS, Pair, PairQuestion, answer_in, answer_query
 from illume.pairs.truth import is_faithful_to_pair
 from illume.records import stable_seed
 from illume.scenes import making as scenes_making
 from illume.scenes.drawing import draw_scene
 from illume.scenes.faithfulness import is_faithful_to_scene
 from illume.scenes.graph import Scene
+from illume.scenes.questions import Question
 from illume.settings import CANDIDATES
 
 BATCH = 50
@@ -49,9 +51,9 @@ class Check:
     sampled: bool = False
 
 
-def scenes_checks(n: int, seed: int) -> Iterator[Check]:
+def scenes_checks(prompts: Iterable[tuple[Question, Scene]]) -> Iterator[Check]:
     """The checks of `scenes`: the answer, and rationales after the gold answer."""
-    for question, scene in scenes_making.sample_prompts(n, seed):
+    for question, scene in prompts:
 
         def right(text: str, answer: str = question.answer) -> dict[str, bool | None]:
             return {"answers": text == answer}
@@ -69,12 +71,12 @@ def _rationales(group: str, pictures: tuple[Scene, ...], prompt: str, true: Call
     yield Check(group, pictures, prompt, lambda text: {"sampled_truth": true(text)}, 80, sampled=True)
 
 
-def pairs_checks(n: int, seed: int) -> Iterator[Check]:
+def pairs_checks(prompts: Iterable[tuple[PairQuestion, Pair]]) -> Iterator[Check]:
     """The checks of `pairs`, for each language; also the answer when the two pictures change places.
 
     `swapped` counts the prompts whose right answer changes with that: whether the model gives the new one.
     """
-    for question, pair in pairs_making.sample_prompts(n, seed):
+    for question, pair in prompts:
         rng = random.Random(stable_seed("lead", question.text))
         one, two = rng.choice(LEADS[question.language])
         ask = f"Q: {one}<image>{two}<image>{question.text} A:"
@@ -98,9 +100,9 @@ def pairs_checks(n: int, seed: int) -> Iterator[Check]:
             yield Check(group, pair[::-1], ask, follows, 12)
 
 
-def guard_checks(n: int, seed: int) -> Iterator[Check]:
+def guard_checks(prompts: Iterable[Case]) -> Iterator[Check]:
     """The checks of `guard`: the whole JSON answer, also with a blank policy, and rationales after the gold fields."""
-    for case in guard_making.sample_prompts(n, seed):
+    for case in prompts:
         gold = case.assessment
 
         def answer(text: str, gold: Any = gold) -> dict[str, bool | None]:
@@ -124,10 +126,11 @@ def guard_checks(n: int, seed: int) -> Iterator[Check]:
 
 
 CHECKS: dict[str, Callable[[int, int], Iterator[Check]]] = {
-    "scenes": scenes_checks,
-    "pairs": pairs_checks,
-    "guard": guard_checks,
+    "scenes": lambda n, seed: scenes_checks(scenes_making.sample_prompts(n, seed)),
+    "pairs": lambda n, seed: pairs_checks(pairs_making.sample_prompts(n, seed)),
+    "guard": lambda n, seed: guard_checks(guard_making.sample_prompts(n, seed)),
 }
+"""The checks of each task on `n` prompts that are made from a seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,7 @@ def share_of(values: Sequence[bool]) -> Share:
 
 
 def continue_prompts(
-    model: Any, processor: Any, checks: Sequence[Check], sprites: Mapping[str, Image.Image], *, seed: int
+    model: Any, processor: Any, checks: Sequence[Check], draw: Callable[[Scene], Image.Image], *, seed: int
 ) -> Iterator[str]:
     """The continuation of each prompt: greedy, or sampled at T = 0.7 from the likeliest tenth of the vocabulary.
 
@@ -162,11 +165,7 @@ def continue_prompts(
         options = {"do_sample": True, "temperature": TEMPERATURE, "top_k": top_k, "top_p": CANDIDATES.top_p}
     for start in range(0, len(checks), BATCH):
         batch = checks[start : start + BATCH]
-        pictures = [
-            draw_scene(scene, sprites, random.Random(stable_seed("scored", seed, scene)))
-            for check in batch
-            for scene in check.pictures
-        ]
+        pictures = [draw(scene) for check in batch for scene in check.pictures]
         prompts = [check.prompt for check in batch]
         inputs = processor(images=pictures, text=prompts, padding=True, return_tensors="pt").to(model.device)
         with torch.inference_mode():
@@ -179,12 +178,12 @@ def score(
     model: Any,
     processor: Any,
     checks: Iterable[Check],
-    sprites: Mapping[str, Image.Image],
+    draw: Callable[[Scene], Image.Image],
     *,
     seed: int = 0,
     report: Callable[[str], None] = lambda _: None,
 ) -> dict[str, dict[str, Share]]:
-    """The share of each measure for each group of the checks."""
+    """The share of each measure for each group of the checks. `draw` has the picture of a scene."""
     kinds: dict[tuple[bool, int], list[Check]] = defaultdict(list)
     for check in checks:
         kinds[check.sampled, check.tokens].append(check)
@@ -192,7 +191,7 @@ def score(
     for alike in kinds.values():
         alike.sort(key=lambda check: len(check.prompt))
         for number, (check, text) in enumerate(
-            zip(alike, continue_prompts(model, processor, alike, sprites, seed=seed), strict=True), start=1
+            zip(alike, continue_prompts(model, processor, alike, draw, seed=seed), strict=True), start=1
         ):
             for name, value in check.measure(text).items():
                 if value is not None:
@@ -247,7 +246,11 @@ def score_model(
     )
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     checks = [check for task in tasks for check in CHECKS[task](n, seed)]
-    scores = score(model.eval(), processor, checks, sprites, seed=seed, report=report)
+
+    def draw(scene: Scene) -> Image.Image:
+        return draw_scene(scene, sprites, random.Random(stable_seed("scored", seed, scene)))
+
+    scores = score(model.eval(), processor, checks, draw, seed=seed, report=report)
     plain = {group: {name: asdict(one) for name, one in row.items()} for group, row in scores.items()}
     for group, row in scores.items():
         for name, one in row.items():

@@ -1,7 +1,8 @@
 """What the model reads and writes in each task: prompts with their continuations, as trees that share what they can.
 
 A row is a tree of segments: the pictures with the text between them first, then, for `guard`, the policies, then the
-questions with their answers. Each segment sees those above it and itself, so that several texts share the pictures.
+questions with their answers. Each segment sees those above it and itself, so that several texts share the pictures. The
+rows of `scenes` are in `illume.starter.scene_texts`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Trains the starter on rows that are generated during training, so that it never sees one twice.
 
-As in `illume.scenes.starter.training`, the vision tower first learns what each patch shows, by the likeness of the
-patch's feature to the embedding of the object's word, here in both languages. Then the model learns all three tasks.
+First the vision tower learns what each patch shows, by the likeness of the patch's feature to the embedding of the
+object's word in both languages: a word then finds its object in the picture. Then the model learns all three tasks.
 Where there are two pictures, the first layer of text learns in the same way which of them a patch is of: else the model
 finds the things of a question in whichever picture shows them.
 """
@@ -28,31 +28,21 @@ from illume.figure import Line, Panel, draw
 from illume.files import replace_file, write_text
 from illume.model.machine import pick_device
 from illume.scenes.emoji import find_emoji, load_sprites
-from illume.scenes.german.nouns import NOUNS
-from illume.scenes.kinds import KINDS
-from illume.scenes.starter.architecture import build_processor, save_starter
-from illume.scenes.starter.curriculum import IGNORED, PATCH_LABELS, prefetch
-from illume.scenes.starter.training import label_token_ids, make_optimizer, patch_loss
-from illume.starter.architecture import CHAT_TEMPLATE, build_starter, build_tokenizer
+from illume.starter.architecture import build_processor, build_starter, build_tokenizer, save_starter
 from illume.starter.curriculum import TASKS, Batch, Recipe, Stage, make_batch
-from illume.starter.looks import COUNTS, FEET, GERMAN_LOOK_LABELS, LOOK_LABELS, SHARED, likeness_loss, look_loss
-from illume.starter.rules import GROUNDS, PREMISES, RULED, label_grounds
+from illume.starter.looks import COUNTS, FEET, GERMAN_LOOK_LABELS, LOOK_LABELS, SHARED, look_loss
+from illume.starter.patches import (
+    GERMAN_LABELS,
+    IGNORED,
+    PATCH_LABELS,
+    label_token_ids,
+    likeness_loss,
+    patch_loss,
+)
+from illume.starter.prefetch import prefetch
 
 CHECKPOINT_EVERY = 100  # steps between checkpoints
 REPORT_EVERY = 25  # steps between report lines
-GERMAN_LABELS = (
-    (*(NOUNS[kind].singular for kind in KINDS), "nichts"),
-    ("links", "Mitte", "rechts"),
-    ("hinten", "vorne"),
-)
-"""The German words of `illume.scenes.starter.curriculum.PATCH_LABELS`."""
-PLURAL_LABELS = (
-    ((*(kind.plural for kind in KINDS.values()), "none"), *PATCH_LABELS[1:]),
-    ((*(NOUNS[kind].plural for kind in KINDS), "nichts"), *GERMAN_LABELS[1:]),
-)
-"""The words of PATCH_LABELS, in English and in German, with things in the plural as questions for their number have."""
-
-
 NUMBER_WORDS = (("first", "second"), ("erstes", "zweites"))
 NUMBER_LAYER = 1
 """The layer of text, from 1, after which patches are like the word of their picture's number."""
@@ -196,6 +186,16 @@ def find_words(tokenizer: PreTrainedTokenizerFast) -> Words:
     return Words(labels, looks, counts, numbers, shared, feet, plurals, grounds, rules, premises)
 
 
+def make_optimizer(
+    model: LlavaForConditionalGeneration, learning_rate: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW whose weight decay leaves out vectors."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
+
+
 @dataclass(slots=True)
 class _Progress:
     """How far a run is, as stored in its checkpoint. `seconds` are those of all its processes."""
@@ -235,7 +235,7 @@ def train(
     size = sum(parameter.numel() for parameter in model.parameters())
     report(f"{size:,} parameters, {len(tokenizer)} tokens, {recipe.steps} steps on {where}, from step {progress.step}")
     _run_steps(model, optimizer, tokenizer, sprites, recipe, progress, out, report)
-    save_starter(model.cpu(), build_processor(tokenizer, CHAT_TEMPLATE), out / "model")
+    save_starter(model.cpu(), build_processor(tokenizer), out / "model")
     report(f"saved {out / 'model'} after {progress.seconds / 60:.0f} minutes")
     return out / "model"
 
@@ -262,7 +262,7 @@ def export(out: Path, folder: Path) -> int:
     tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(out / "tokenizer", trust_remote_code=False)
     model = build_starter(tokenizer)
     model.load_state_dict(state["model"])
-    save_starter(model, build_processor(tokenizer, CHAT_TEMPLATE), folder)
+    save_starter(model, build_processor(tokenizer), folder)
     return int(state["progress"]["step"])
 
 

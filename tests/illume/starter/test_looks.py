@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from illume.scenes.graph import CELLS, Item, make_scene
-from illume.scenes.starter.curriculum import IGNORED, OBJECT_LABELS, PATCHES_PER_SIDE
-from illume.scenes.starter.training import label_token_ids
 from illume.starter.architecture import build_tokenizer
 from illume.starter.looks import (
     COUNTS,
@@ -22,6 +20,7 @@ from illume.starter.looks import (
     label_shared,
     look_loss,
 )
+from illume.starter.patches import IGNORED, OBJECT_LABELS, PATCHES_PER_SIDE, label_token_ids
 
 
 def test_labels_are_those_of_bare_patches() -> None:

@@ -18,6 +18,7 @@ from illume.pairs.questions import LEADS
 from illume.pairs.truth import is_faithful
 from illume.parts import ImagePart, TextPart
 from illume.prompts_file import load_prompts
+from illume.root import STARTER
 from illume.scenes.graph import Scene
 from illume.starter.__main__ import SHIPPED, main
 
@@ -98,6 +99,26 @@ def test_shipped_data(emoji: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert variant.policy is not None
         assert own.policy.name == variant.policy.name
         assert own.policy.digest != variant.policy.digest
+
+
+@pytest.mark.parametrize(("task", "pictures"), [("pairs", 800), ("guard", 200)])
+def test_what_is_shipped(task: str, pictures: int) -> None:
+    """200 train, 100 val and 100 test prompts, whose pictures are there; no split shares a picture or a policy."""
+    rows = load_prompts(STARTER / task / "prompts.jsonl")
+    assert Counter(row.split for row in rows) == {"train": 200, "val": 100, "test": 100}
+    owners = defaultdict(set)
+    for row in rows:
+        for image in row.images:
+            owners[image].add(row.split)
+        if row.policy is not None:
+            owners[row.policy.name].add(row.split)
+    assert all(len(splits) == 1 for splits in owners.values())
+    images = {str(path) for path in (STARTER / task / "images").iterdir()}
+    assert images == {name for name in owners if name.endswith(".png")}
+    assert len(images) == pictures
+    assert {name for name in owners if name not in images} == (
+        set() if task == "pairs" else {f"House rules {number + 1}" for number in range(SHIPPED["guard"]["n_policies"])}
+    )
 
 
 def test_named_policies_are_distinct() -> None:

@@ -15,17 +15,17 @@ from illume.model.vlm import Vlm, reads_pictures_first, wrap_prompt
 from illume.pairs import making as pairs_making
 from illume.pairs.questions import LEADS
 from illume.prompts_file import load_prompts
+from illume.scenes import making as scenes_making
 from illume.scenes.emoji import load_sprites
-from illume.scenes.starter.architecture import build_processor, save_starter
 from illume.starter.__main__ import main
-from illume.starter.architecture import CHAT_TEMPLATE, build_starter, build_tokenizer
+from illume.starter.architecture import build_processor, build_starter, build_tokenizer, save_starter
 from illume.starter.scoring import Share, check_claims, guard_checks, pairs_checks, scenes_checks, score_model, share_of
 
 
 class TestMeasures:
     def test_guard(self) -> None:
         cases = list(guard_making.sample_prompts(12, 5))
-        checks = list(guard_checks(12, 5))
+        checks = list(guard_checks(cases))
         assert len(checks) == 4 * len(cases)
         for case, answer, blank in zip(cases, checks[::4], checks[1::4], strict=True):
             kind = "recall" if case.assessment.rating == "Unsafe" else "specificity"
@@ -37,11 +37,12 @@ class TestMeasures:
             assert case.policy.text not in blank.prompt
 
     def test_pairs(self) -> None:
-        checks = list(pairs_checks(36, 5))
+        prompts = list(pairs_making.sample_prompts(36, 5))
+        checks = list(pairs_checks(prompts))
         groups = {check.group for check in checks}
         assert groups == {"pairs en", "pairs de"}
         answers = [check for check in checks if "answers" in check.measure("")]
-        for check, (question, pair) in zip(answers, pairs_making.sample_prompts(36, 5), strict=True):
+        for check, (question, pair) in zip(answers, prompts, strict=True):
             assert check.measure(question.answer) == {"answers": True}
             assert check.measure(f"{question.answer} one") == {"answers": False}
             assert check.pictures == pair
@@ -50,7 +51,7 @@ class TestMeasures:
         assert {check.pictures[::-1] for check in swapped} <= {check.pictures for check in answers}
 
     def test_scenes(self) -> None:
-        checks = list(scenes_checks(6, 5))
+        checks = list(scenes_checks(scenes_making.sample_prompts(6, 5)))
         assert [set(check.measure("")) for check in checks[:3]] == [{"answers"}, {"greedy_truth"}, {"sampled_truth"}]
         assert [check.sampled for check in checks[:3]] == [False, False, True]
 
@@ -103,7 +104,7 @@ class TestClaims:
 def test_prompts_are_those_that_the_library_makes(emoji: Path, tmp_path: Path) -> None:
     """What is scored here is read by the model in the same form as in a project or a simulation."""
     tokenizer = build_tokenizer(n=60)
-    vlm = Vlm(None, build_processor(tokenizer, CHAT_TEMPLATE), torch.device("cpu"), torch.float32, "starter")
+    vlm = Vlm(None, build_processor(tokenizer), torch.device("cpu"), torch.float32, "starter")
     assert not reads_pictures_first(vlm)
     pairs_making.make_pairs(tmp_path, n=4, seed=5, sprites=load_sprites(emoji))
     for example, (question, _) in zip(
@@ -117,7 +118,7 @@ def test_prompts_are_those_that_the_library_makes(emoji: Path, tmp_path: Path) -
 
 def test_untrained_model(emoji: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = build_tokenizer(n=60)
-    save_starter(build_starter(tokenizer), build_processor(tokenizer, CHAT_TEMPLATE), tmp_path / "model")
+    save_starter(build_starter(tokenizer), build_processor(tokenizer), tmp_path / "model")
     out = tmp_path / "scores.json"
     scores = score_model(
         tmp_path / "model", tasks=("pairs", "guard"), n=4, seed=3, sprites=load_sprites(emoji), out=out

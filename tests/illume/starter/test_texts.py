@@ -23,13 +23,19 @@ from illume.scenes.graph import Item, is_well_formed, make_scene
 from illume.scenes.kinds import KINDS
 from illume.scenes.questions import NUMBERS
 from illume.scenes.questions import parse_question as parse_scene_question
-from illume.scenes.starter.architecture import IMAGE, IMAGE_TOKENS, build_processor
-from illume.scenes.starter.curriculum import IGNORED
-from illume.starter.architecture import CHAT_TEMPLATE, CONTEXT, build_starter, build_tokenizer
-from illume.starter.curriculum import EXPLAINING, MIXING, SEEING, TASKS, Recipe, encode_row, make_batch, sample_rows
+from illume.starter.architecture import (
+    CONTEXT,
+    IMAGE_TOKENS,
+    build_processor,
+    build_starter,
+    build_tokenizer,
+)
+from illume.starter.curriculum import EXPLAINING, MIXING, SEEING, TASKS, Recipe, make_batch, sample_rows
+from illume.starter.patches import IGNORED
 from illume.starter.texts import (
     ANSWER,
     GERMAN_WORDS,
+    IMAGE,
     MISREAD,
     Mixture,
     crowd_row,
@@ -59,7 +65,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 class TestTokenizer:
     def test_spells_any_script(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        for text in ("नमस्ते दुनिया", "مرحبا", "这是一只狗", "Größe: 3 µm", "👩‍👩‍👧 \x00\x7f", "<image-ish>"):
+        for text in (
+            "नमस्ते दुनिया",
+            "مرحبا",
+            "这是一只狗",
+            "Größe: 3 µm",
+            "👩‍👩‍👧 \x00\x7f",
+            "<image-ish>",
+            "  two\n\tspaces ",
+        ):
             assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
     def test_every_kind_is_a_word_in_both_languages(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -85,7 +99,7 @@ class TestTokenizer:
 
 class TestChatTemplate:
     def test_parts_keep_their_order(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        processor = build_processor(tokenizer, CHAT_TEMPLATE)
+        processor = build_processor(tokenizer)
         parts = [
             {"type": "text", "text": "Q: the first picture:"},
             {"type": "image"},
@@ -100,6 +114,12 @@ class TestChatTemplate:
         answer = {"role": "assistant", "content": [{"type": "text", "text": "the first"}]}
         full = processor.apply_chat_template([turn, answer], tokenize=False)
         assert full == f"{text} the first<eos>"
+
+    def test_one_picture_and_a_text_are_the_plain_prompt(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        text = "Q: is there a dog? A: yes, seeing that"
+        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+        found = build_processor(tokenizer).apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        assert found == f"<image>{text}"
 
 
 class TestNumbersOfPictures:

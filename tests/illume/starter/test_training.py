@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,6 +29,9 @@ TINY = Recipe(
     ),
     warmup=2,
 )
+
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Killed(BaseException):
@@ -96,6 +106,39 @@ class TestResuming:
         _train(tmp_path, emoji, changed)
         assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["progress"]["step"] == 3
 
+    @pytest.mark.slow
+    def test_killed_at_a_random_moment(self, emoji: Path, tmp_path: Path) -> None:
+        """By SIGKILL, anywhere: while a step is computed, or a checkpoint written. The data process ends too."""
+        code = (
+            "import sys; from pathlib import Path; import illume.starter.training as training;"
+            "from illume.starter.architecture import build_tokenizer;"
+            "from tests.illume.starter.test_training import TINY;"
+            "training.CHECKPOINT_EVERY = 1; training.build_tokenizer = lambda seed: build_tokenizer(seed, n=60);"
+            "training.train(Path(sys.argv[1]), recipe=TINY, emoji=Path(sys.argv[2]), device='cpu', threads=1)"
+        )
+
+        def start(name: str) -> subprocess.Popen[bytes]:
+            words = [sys.executable, "-c", code, str(tmp_path / name), str(emoji)]
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+            return subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
+
+        assert start("whole").wait() == 0
+        cut, checkpoint = start("cut"), tmp_path / "cut" / "checkpoint.pt"
+        while not checkpoint.exists():
+            assert cut.poll() is None
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.3))
+        helpers = psutil.Process(cut.pid).children(recursive=True)
+        cut.kill()
+        cut.wait()
+        psutil.wait_procs(helpers, timeout=10)
+        assert helpers
+        assert not any(helper.is_running() for helper in helpers)
+        done = torch.load(checkpoint, weights_only=True)["progress"]["step"]
+        assert start("cut").wait() == 0
+        whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "cut"))
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole), f"killed after step {done}"
+
 
 @pytest.mark.slow
 def test_a_compiled_run_learns_the_same(emoji: Path, tmp_path: Path) -> None:
@@ -115,6 +158,15 @@ def test_halves_are_for_processors_that_multiply_them_fast(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": fast})
     assert training.multiplies_halves(torch.device("cpu")) is fast
     assert not training.multiplies_halves(torch.device("mps"))
+
+
+class TestWriteCurve:
+    def test_numbers_and_a_figure(self, tmp_path: Path) -> None:
+        training.write_curve(tmp_path, {"curve": []})
+        assert [path.name for path in tmp_path.iterdir()] == ["curve.json"]
+        training.write_curve(tmp_path, {"curve": [{"step": 50, "stage": "seeing", "pairs": 0.5, "patches": 1.0}]})
+        drawn = ET.fromstring((tmp_path / "curve.svg").read_text())  # noqa: S314 (our own file)
+        assert {"pairs", "patches"} <= set("\n".join(drawn.itertext()).split())
 
 
 class TestCommand:

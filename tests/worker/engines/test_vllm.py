@@ -28,7 +28,7 @@ from app.services.kernel.actors import SYSTEM
 from app.services.projects.base_models import starter_model
 from app.services.projects.projects import settings_of
 from app.services.rounds import hand_over, rounds, versions
-from illume.scenes.starter.architecture import name_for_servers
+from illume.starter.architecture import name_for_servers
 from tests.engines import make_engine, serving
 from tests.worker import loop
 from worker.engines.filling import fill_from_engine

@@ -8,12 +8,12 @@ import torch
 from safetensors import safe_open
 from transformers import LlavaForConditionalGeneration
 
-from illume.scenes.starter.architecture import build_model, build_processor, build_tokenizer, save_starter
+from illume.starter.architecture import build_processor, build_starter, build_tokenizer, save_starter
 
 
 def test_is_named_as_servers_expect_and_loads(tmp_path: Path) -> None:
-    tokenizer = build_tokenizer(n=60)
-    model = build_model(tokenizer)
+    tokenizer = build_tokenizer(n=30)
+    model = build_starter(tokenizer)
     save_starter(model, build_processor(tokenizer), tmp_path)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         tower = [name for name in file.keys() if "vision" in name]  # noqa: SIM118 - it is no dictionary
