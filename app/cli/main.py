@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 COMMANDS = {
-    "demo": ("app.cli.server.demo:demo", "Set up and run everything on this machine, with an example project"),
+    "demo": ("app.cli.server.demo:demo", "Set up and run everything on this machine, with three example projects"),
     "serve": ("app.cli.server.serve:serve", "Run the web server"),
     "worker": ("app.cli.server.worker:worker", "Run a worker, which samples candidates and runs rounds"),
     "beat": ("app.cli.server.beat:beat", "Run the scheduler, which starts whatever is due"),

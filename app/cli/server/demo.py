@@ -40,7 +40,7 @@ LOOK_SECONDS = 0.2
 @click.option("--no-browser", "--no-open", is_flag=True, help="Do not open a browser.")
 @data_dir_option
 def demo(port: int, *, no_browser: bool) -> int:
-    """Set up and run everything on this machine, with an example project.
+    """Set up and run everything on this machine, with three example projects.
 
     Prints the accounts to sign in with, then `ready:` and the address. Ctrl-C stops everything; the data stays.
     """
