@@ -44,10 +44,7 @@ class Stage:
     are also like the plurals of their things, `telling` that of which picture each patch is of, where there are two,
     `looks` that of where and when the picture of a patch without a thing was taken, `counting` that of how many there
     are of a patch's thing, `feet` that of which patch is at its foot, `sharing` that of whether the picture before
-    shows the same. `grounds` is the weight of the loss of what rules call the things and the place of a patch, `ruling`
-    that of what each rule of a policy leads to, `premises` that of what the picture makes of its parts
-    (`illume.starter.rules`), and `variants` the number of policies for a picture. `rates` are the learning rates at the
-    beginning and at the end, as shares of the peak.
+    shows the same. `rates` are the learning rates at the beginning and at the end, as shares of the peak.
     """
 
     name: str
@@ -153,54 +150,8 @@ ASKING = replace(TALLYING, name="asking", steps=400, crowds=10, plurals=0.7)
 # Plurals are found in the picture once patches are like them too: answers alone did not teach that.
 NAMING = replace(ASKING, name="naming", steps=300, seeing=0.4, naming=True)
 POLISHING = replace(
-    EXPLAINING,
-    name="polishing",
-    steps=600,
-    rates=(0.6, 0.12),
-    pairs=8,
-    favoured=("more", "missing", "total"),
-    plurals=0.5,
-    naming=True,
-    seeing=0.1,
+    EXPLAINING, name="polishing", steps=500, crowds=4, plurals=0.5, naming=True, rates=(0.6, 0.12), seeing=0.1
 )
-# Which rules are broken is known by then in lists that go through them one by one; the rating, which comes first in an
-# answer, is not. Once each rule says so itself, the rating has to look for one only.
-RULING = replace(
-    POLISHING,
-    name="ruling",
-    steps=400,
-    rates=(0.6, 0.6),
-    scenes=4,
-    guard=6,
-    crowds=1,
-    variants=2,
-    favoured=(),
-    lists=0.15,
-    owners=0.1,
-    relations=0.15,
-    sets=0.2,
-    rationales=3,
-    seeing=0.2,
-    grounds=0.2,
-    ruling=0.3,
-)
-# It does not come to say so by itself: its noun first has to say whether there is any, its condition whether it holds.
-JUDGING = replace(RULING, name="judging", steps=400, premises=0.3)
-# Ratings are right by then. What takes longest is to say what is true of two pictures.
-REASONING = replace(
-    JUDGING,
-    name="reasoning",
-    steps=1500,
-    scenes=3,
-    pairs=10,
-    guard=3,
-    variants=1,
-    lists=0.1,
-    relations=0.1,
-    sets=0.1,
-    rationales=4,
-)
-FINISHING = replace(REASONING, name="finishing", steps=600, rates=(0.6, 0.12))
 _MIXTURE = Mixture(right=0.3, circular=0.25)
 MIXING = replace(
     FINISHING,

@@ -26,6 +26,11 @@ GERMAN_LABELS = (
     ("hinten", "vorne"),
 )
 """The German words of PATCH_LABELS."""
+PLURAL_LABELS = (
+    ((*(kind.plural for kind in KINDS.values()), "none"), *PATCH_LABELS[1:]),
+    ((*(NOUNS[kind].plural for kind in KINDS), "nichts"), *GERMAN_LABELS[1:]),
+)
+"""The words of PATCH_LABELS, in English and in German, with things in the plural as questions for their number have."""
 
 COVERED = 0.5  # a patch shows an object that covers at least this share of it
 BARE = 0.1  # a patch of which objects cover less than this share shows none

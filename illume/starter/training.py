@@ -35,6 +35,7 @@ from illume.starter.patches import (
     GERMAN_LABELS,
     IGNORED,
     PATCH_LABELS,
+    PLURAL_LABELS,
     label_token_ids,
     likeness_loss,
     patch_loss,
@@ -67,9 +68,6 @@ class Words:
     shared: tuple[torch.Tensor, ...]
     feet: tuple[torch.Tensor, ...]
     plurals: tuple[tuple[torch.Tensor, ...], ...]
-    grounds: tuple[tuple[torch.Tensor, ...], ...]
-    rules: tuple[torch.Tensor, ...]
-    premises: tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,15 +173,14 @@ def compute_losses(model: LlavaForConditionalGeneration, batch: Batch, words: Wo
 
 def find_words(tokenizer: PreTrainedTokenizerFast) -> Words:
     """The tokens of all labels of patches, in English and in German."""
-    labels, looks, plurals, grounds = (
+    labels, looks, plurals = (
         tuple(tuple(label_token_ids(tokenizer, groups)) for groups in both)
-        for both in ((PATCH_LABELS, GERMAN_LABELS), (LOOK_LABELS, GERMAN_LOOK_LABELS), PLURAL_LABELS, GROUNDS)
+        for both in ((PATCH_LABELS, GERMAN_LABELS), (LOOK_LABELS, GERMAN_LOOK_LABELS), PLURAL_LABELS)
     )
     counts, numbers, shared, feet, premises = (
         tuple(label_token_ids(tokenizer, both)) for both in (COUNTS, NUMBER_WORDS, SHARED, FEET, PREMISES)
     )
-    rules = (torch.tensor(tokenizer.convert_tokens_to_ids(list(RULED))),)
-    return Words(labels, looks, counts, numbers, shared, feet, plurals, grounds, rules, premises)
+    return Words(labels, looks, counts, numbers, shared, feet, plurals)
 
 
 def make_optimizer(
