@@ -150,7 +150,15 @@ ASKING = replace(TALLYING, name="asking", steps=400, crowds=10, plurals=0.7)
 # Plurals are found in the picture once patches are like them too: answers alone did not teach that.
 NAMING = replace(ASKING, name="naming", steps=300, seeing=0.4, naming=True)
 POLISHING = replace(
-    EXPLAINING, name="polishing", steps=500, crowds=4, plurals=0.5, naming=True, rates=(0.6, 0.12), seeing=0.1
+    EXPLAINING,
+    name="polishing",
+    steps=600,
+    rates=(0.6, 0.12),
+    pairs=8,
+    favoured=("more", "missing", "total"),
+    plurals=0.5,
+    naming=True,
+    seeing=0.1,
 )
 _MIXTURE = Mixture(right=0.3, circular=0.25)
 MIXING = replace(
@@ -160,6 +168,7 @@ MIXING = replace(
     rates=(0.12, 0.01),
     pairs=6,
     crowds=0,
+    favoured=(),
     lists=0.0,
     owners=0.0,
     relations=0.0,
