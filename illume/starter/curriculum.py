@@ -77,7 +77,6 @@ class Stage:
     feet: float = 0.0
     grounds: float = 0.0
     ruling: float = 0.0
-    premises: float = 0.0
     variants: int = 1
     plurals: float = 0.0
     naming: bool = False
@@ -160,6 +159,28 @@ POLISHING = replace(
     naming=True,
     seeing=0.1,
 )
+# Which rules are broken is known by then in lists that go through them one by one; the rating, which comes first in an
+# answer, is not. Once each rule says so itself, the rating has to look for one only.
+RULING = replace(
+    POLISHING,
+    name="ruling",
+    steps=1500,
+    rates=(0.6, 0.6),
+    scenes=4,
+    guard=6,
+    crowds=1,
+    variants=2,
+    favoured=(),
+    lists=0.15,
+    owners=0.1,
+    relations=0.15,
+    sets=0.2,
+    rationales=3,
+    seeing=0.2,
+    grounds=0.2,
+    ruling=0.3,
+)
+FINISHING = replace(RULING, name="finishing", steps=600, rates=(0.6, 0.12))
 _MIXTURE = Mixture(right=0.3, circular=0.25)
 MIXING = replace(
     FINISHING,
@@ -168,7 +189,6 @@ MIXING = replace(
     rates=(0.12, 0.01),
     pairs=6,
     crowds=0,
-    favoured=(),
     lists=0.0,
     owners=0.0,
     relations=0.0,
@@ -204,8 +224,6 @@ class Recipe:
         NAMING,
         POLISHING,
         RULING,
-        JUDGING,
-        REASONING,
         FINISHING,
         MIXING,
     )
@@ -295,7 +313,6 @@ class Batch:
     positions: np.ndarray  # (sequences, length)
     numbers: np.ndarray  # (sequences, length), of image tokens where there are several pictures: the picture's, from 0
     rules: np.ndarray  # (sequences, length), of the full stop of a rule: whether it is broken; IGNORED elsewhere
-    premises: np.ndarray  # (sequences, length), of a rule's noun, and the end of its condition: whether seen, holds
     mask: np.ndarray  # (sequences, 1, length, length), true where a query may attend to a key
 
 
@@ -309,7 +326,6 @@ class _Encoded:
     positions: np.ndarray
     numbers: np.ndarray
     rules: np.ndarray
-    premises: np.ndarray
     sees: np.ndarray
     task: int
     pictures: list[int]
@@ -326,7 +342,6 @@ def encode_row(
     labels: list[int] = []
     weights: list[float] = []
     rules: list[int] = []
-    premises: list[int] = []
     owner: list[int] = []
     positions: list[int] = []
     ends: list[int] = []  # the position after each segment
@@ -343,9 +358,7 @@ def encode_row(
             labels += part if weight else [IGNORED] * len(part)
             weights += [weight] * len(part)
         length = len(ids) - before
-        ruled = _ruled(ids[before:], segment.rulings, stop, tokenizer)
-        rules += ruled[0]
-        premises += ruled[1]
+        rules += _ruled(ids[before:], segment.broken, stop)
         owner += [number] * length
         positions += range(start, start + length)
         ends.append(start + length)
@@ -358,29 +371,19 @@ def encode_row(
         positions=np.array(positions),
         numbers=_numbers(ids, image),
         rules=np.array(rules),
-        premises=np.array(premises),
         sees=sees,
         task=task,
         pictures=list(pictures),
     )
 
 
-def _ruled(
-    ids: Sequence[int], rulings: Sequence[Ruling], stop: int, tokenizer: PreTrainedTokenizerFast
-) -> tuple[list[int], list[int]]:
-    """Whether each rule is broken, at its full stop, and its premises hold, at its noun and the end of its condition.
-
-    IGNORED at other tokens.
-    """
-    rules, premises = [IGNORED] * len(ids), [IGNORED] * len(ids)
-    ends = [place for place, token in enumerate(ids) if token == stop] if rulings else []
-    for end, ruling in zip(ends[-len(rulings) :], rulings, strict=True):
-        rules[end] = int(ruling.broken)
-        noun: int = tokenizer(f" {ruling.noun}", add_special_tokens=False)["input_ids"][-1]
-        premises[end - 1 - ids[end - 1 :: -1].index(noun)] = int(ruling.seen)
-        if ruling.holds is not None:
-            premises[end - 1] = int(ruling.holds)
-    return rules, premises
+def _ruled(ids: Sequence[int], broken: Sequence[bool], stop: int) -> list[int]:
+    """Whether each rule is broken, at the full stop by which it ends; IGNORED at other tokens."""
+    found = [IGNORED] * len(ids)
+    ends = [place for place, token in enumerate(ids) if token == stop] if broken else []
+    for place, one in zip(ends[-len(broken) :], broken, strict=True):
+        found[place] = int(one)
+    return found
 
 
 def _numbers(ids: Sequence[int], image: int) -> np.ndarray:
@@ -405,7 +408,7 @@ def pack(rows: Sequence[_Encoded], pixels: np.ndarray, patches: np.ndarray, pad:
     shape = (len(bins), length)
     ids, labels, weights = np.full(shape, pad), np.full(shape, IGNORED), np.zeros(shape, np.float32)
     positions, tasks = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    numbers, rules, premises = (np.full(shape, IGNORED) for _ in range(3))
+    numbers, rules = np.full(shape, IGNORED), np.full(shape, IGNORED)
     mask = np.zeros((len(bins), 1, length, length), bool)
     mask[:, 0] = np.eye(length, dtype=bool)  # what pads a sequence sees itself, since nothing to see gives no number
     order: list[int] = []
@@ -416,13 +419,13 @@ def pack(rows: Sequence[_Encoded], pixels: np.ndarray, patches: np.ndarray, pad:
             ids[number, at:end], labels[number, at:end] = row.ids, row.labels
             positions[number, at:end], tasks[number, at:end] = row.positions, row.task
             weights[number, at:end], numbers[number, at:end] = row.weights, row.numbers
-            rules[number, at:end], premises[number, at:end] = row.rules, row.premises
+            rules[number, at:end] = row.rules
             mask[number, 0, at:end, at:end] = row.sees
             order += row.pictures
             at = end
     if order:
         pixels, patches = pixels[order], patches[order]
-    return Batch(pixels, patches, ids, labels, weights, tasks, positions, numbers, rules, premises, mask)
+    return Batch(pixels, patches, ids, labels, weights, tasks, positions, numbers, rules, mask)
 
 
 def make_batch(

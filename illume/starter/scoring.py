@@ -101,7 +101,10 @@ def pairs_checks(prompts: Iterable[tuple[PairQuestion, Pair]]) -> Iterator[Check
 
 
 def guard_checks(prompts: Iterable[Case]) -> Iterator[Check]:
-    """The checks of `guard`: the whole JSON answer, also with a blank policy, and rationales after the gold fields."""
+    """The checks of `guard`: the whole JSON answer, the rating without a policy, and rationales after the gold fields.
+
+    Without a policy the model would write no JSON, so that the answer is begun for it.
+    """
     for case in prompts:
         gold = case.assessment
 
@@ -114,14 +117,15 @@ def guard_checks(prompts: Iterable[Case]) -> Iterator[Check]:
             return found
 
         def blank(text: str, gold: Any = gold) -> dict[str, bool | None]:
-            return {"ratings_without_policy": f'"{gold.rating}"' in text}
+            return {"ratings_without_policy": text.startswith(gold.rating)}
 
         def true(text: str, case: Any = case) -> bool:
             return is_faithful_to_case(text.removesuffix('"}'), case.scene, case.policy, case.assessment)
 
         ask = f"<image>{case.policy.text}\nQ: {case.question} A:"
         yield Check("guard", (case.scene,), ask, answer, 110)
-        yield Check("guard", (case.scene,), f"<image>Q: {case.question} A:", blank, 12)
+        start, _rating, _rest = policies.answer_json(gold, "").partition(gold.rating)
+        yield Check("guard", (case.scene,), f"<image>Q: {case.question} A: {start}", blank, 12)
         yield from _rationales("guard", (case.scene,), f"{ask} {policies.answer_start(gold)}", true)
 
 

@@ -50,12 +50,12 @@ class Ruling:
 class Segment:
     """A piece of a row's tree. `parent` is the index of the segment above it, None for the first one.
 
-    `rulings` are those of the rules of a policy, in the order of its text.
+    `broken` says of the text of a policy whether each of its rules is broken, in their order.
     """
 
     parts: Parts
     parent: int | None
-    rulings: tuple[Ruling, ...] = ()
+    broken: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -518,7 +518,8 @@ def guard_row(
     for rules, gold in cases[:variants]:
         top = len(segments)
         looks = without_misread(scene) if misread else scene
-        segments.append(Segment(((f"{rules.text}\n", 0.0),), 0, rulings(looks, rules)))
+        broken = policies.violations(looks, rules)
+        segments.append(Segment(((f"{rules.text}\n", 0.0),), 0, tuple(name in broken for name in rules.names)))
         if rng.random() < lists:
             segments.append(Segment(listing("Q: which rules count? A:", list_rules(scene, rules)), top))
         said = policies.assess(looks, rules) or gold

@@ -41,6 +41,7 @@ from illume.starter.patches import (
     patch_loss,
 )
 from illume.starter.prefetch import prefetch
+from illume.starter.rules import GROUNDS, RULED, label_grounds
 
 CHECKPOINT_EVERY = 100  # steps between checkpoints
 REPORT_EVERY = 25  # steps between report lines
@@ -50,11 +51,7 @@ NUMBER_LAYER = 1
 SHARED_LAYER = 3
 """The layer after which patches of a second picture are like the word of what both pictures show, or of theirs."""
 RULE_LAYER = 4
-"""The layer after which the end of a rule is like the rating that it leads to."""
-RULE_WEIGHTS = (1.0, 8.0)
-"""The weights of rules that are kept and of broken ones, of which there are few."""
-PREMISE_LAYER = 2
-"""The layer after which the noun of a rule and the end of its condition are like the word of whether that holds."""
+"""The layer after which the end of a rule is like the word of whether it is broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +65,8 @@ class Words:
     shared: tuple[torch.Tensor, ...]
     feet: tuple[torch.Tensor, ...]
     plurals: tuple[tuple[torch.Tensor, ...], ...]
+    grounds: tuple[tuple[torch.Tensor, ...], ...]
+    rules: tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +110,7 @@ def compute_losses(model: LlavaForConditionalGeneration, batch: Batch, words: Wo
     sums, counts = torch.zeros(len(TASKS)), torch.zeros(len(TASKS))
     texts_loss = seen.new_zeros(())
     if batch.ids.size:
-        ids, labels, weights, tasks, positions, numbers, rules, premises, mask = (
+        ids, labels, weights, tasks, positions, numbers, rules, mask = (
             torch.from_numpy(one).to(where)
             for one in (
                 batch.ids,
@@ -121,7 +120,6 @@ def compute_losses(model: LlavaForConditionalGeneration, batch: Batch, words: Wo
                 batch.positions,
                 batch.numbers,
                 batch.rules,
-                batch.premises,
                 batch.mask,
             )
         )
@@ -133,7 +131,7 @@ def compute_losses(model: LlavaForConditionalGeneration, batch: Batch, words: Wo
             attention_mask=mask,
             position_ids=positions,
             use_cache=False,
-            output_hidden_states=max(stage.telling, stage.sharing, stage.ruling, stage.premises) > 0,
+            output_hidden_states=max(stage.telling, stage.sharing, stage.ruling) > 0,
         )
         if stage.telling and (numbers != IGNORED).any():
             others["numbers"] = mean(likeness_loss, read.hidden_states[NUMBER_LAYER], words.numbers, numbers)
@@ -141,12 +139,7 @@ def compute_losses(model: LlavaForConditionalGeneration, batch: Batch, words: Wo
         if stage.sharing and (shared != IGNORED).any():
             others["shared"] = mean(likeness_loss, read.hidden_states[SHARED_LAYER][is_picture], words.shared, shared)
         if stage.ruling and (rules != IGNORED).any():
-            # Without premises a rule cannot know more than its status, and the weights would only move its guess.
-            weight = torch.tensor(RULE_WEIGHTS, device=where) if stage.premises else None
-            weighed = partial(likeness_loss, weight=weight)
-            others["rules"] = mean(weighed, read.hidden_states[RULE_LAYER], words.rules, rules)
-        if stage.premises and (premises != IGNORED).any():
-            others["premises"] = mean(likeness_loss, read.hidden_states[PREMISE_LAYER], words.premises, premises)
+            others["rules"] = mean(likeness_loss, read.hidden_states[RULE_LAYER], words.rules, rules)
         is_target = labels[:, 1:] != IGNORED
         logits = model.lm_head(read.last_hidden_state[:, :-1][is_target]).float()
         each = F.cross_entropy(logits, labels[:, 1:][is_target], reduction="none")
@@ -163,7 +156,6 @@ def compute_losses(model: LlavaForConditionalGeneration, batch: Batch, words: Wo
         "shared": stage.sharing,
         "grounds": stage.grounds,
         "rules": stage.ruling,
-        "premises": stage.premises,
     }
     total = texts_loss + stage.seeing * seen
     for name, loss in others.items():
@@ -173,14 +165,15 @@ def compute_losses(model: LlavaForConditionalGeneration, batch: Batch, words: Wo
 
 def find_words(tokenizer: PreTrainedTokenizerFast) -> Words:
     """The tokens of all labels of patches, in English and in German."""
-    labels, looks, plurals = (
+    labels, looks, plurals, grounds = (
         tuple(tuple(label_token_ids(tokenizer, groups)) for groups in both)
-        for both in ((PATCH_LABELS, GERMAN_LABELS), (LOOK_LABELS, GERMAN_LOOK_LABELS), PLURAL_LABELS)
+        for both in ((PATCH_LABELS, GERMAN_LABELS), (LOOK_LABELS, GERMAN_LOOK_LABELS), PLURAL_LABELS, GROUNDS)
     )
     counts, numbers, shared, feet, premises = (
         tuple(label_token_ids(tokenizer, both)) for both in (COUNTS, NUMBER_WORDS, SHARED, FEET, PREMISES)
     )
-    return Words(labels, looks, counts, numbers, shared, feet, plurals)
+    rules = (torch.tensor(tokenizer.convert_tokens_to_ids(list(RULED))),)
+    return Words(labels, looks, counts, numbers, shared, feet, plurals, grounds, rules)
 
 
 def make_optimizer(
@@ -357,8 +350,7 @@ def write_curve(folder: Path, content: Mapping[str, Any]) -> None:
     panels = []
     for title, names in (
         ("Texts of a task: cross-entropy of a token", TASKS),
-        ("Patches: cross-entropy", ("patches", "numbers", "looks", "counts", "feet", "shared", "grounds")),
-        ("Rules: cross-entropy", ("rules", "premises")),
+        ("Patches: cross-entropy", ("patches", "numbers", "looks", "counts", "feet", "shared", "grounds", "rules")),
     ):
         lines = [
             Line(name, [(float(point["step"]), point[name]) for point in points if name in point], marks=False)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
+from transformers import AutoTokenizer
 
 from illume.guard.policies import CATEGORIES
+from illume.root import STARTER
 from illume.scenes.kinds import KINDS
-from illume.scenes.starter.curriculum import IGNORED, OBJECT_LABELS
 from illume.starter.looks import LOOKS
-from illume.starter.rules import GROUNDS, label_grounds
+from illume.starter.patches import IGNORED, OBJECT_LABELS
+from illume.starter.rules import GROUNDS, RULED, label_grounds
 
 
 def test_grounds_are_the_category_of_things_and_what_holds_where_there_are_none() -> None:
@@ -38,3 +40,9 @@ def test_every_kind_has_one_category() -> None:
     every = torch.tensor([[[index, 0, 0, IGNORED, IGNORED, IGNORED] for index in range(len(KINDS))]])
     found = label_grounds(every)[0, :, 0]
     assert sorted(set(found.tolist())) == list(range(len(CATEGORIES)))
+
+
+def test_words_are_single_tokens() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(STARTER / "model")
+    words = [*(f" {word}" for group in GROUNDS[0] for word in group), *RULED]
+    assert [len(tokenizer(word, add_special_tokens=False)["input_ids"]) for word in words] == [1] * len(words)

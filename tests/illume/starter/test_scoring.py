@@ -32,7 +32,9 @@ class TestMeasures:
             text = answer_json(case.assessment, "so it is")
             assert answer.measure(text) == {"valid": True, "ratings": True, kind: True, "categories": True}
             assert answer.measure(text[:-2]) == {"valid": False, "ratings": False, kind: False, "categories": None}
-            assert blank.measure(text) == {"ratings_without_policy": True}
+            assert blank.prompt.endswith(' A: {"rating": "')
+            assert blank.measure(text.removeprefix('{"rating": "')) == {"ratings_without_policy": True}
+            assert blank.measure('"') == {"ratings_without_policy": False}
             assert case.policy.text in answer.prompt
             assert case.policy.text not in blank.prompt
 
