@@ -23,7 +23,7 @@ from illume.starter.architecture import IMAGE_TOKENS
 from illume.starter.looks import label_counts, label_feet, label_looks, label_shared
 from illume.starter.patches import IGNORED, label_patches, to_pixels
 from illume.starter.scene_texts import scene_row
-from illume.starter.texts import IMAGE, RIGHT, Mixture, Row, crowd_row, guard_row, pair_row, twins_row
+from illume.starter.texts import IMAGE, RIGHT, Mixture, Row, Ruling, crowd_row, guard_row, pair_row, twins_row
 
 TASKS = ("scenes", "pairs", "guard")
 
@@ -77,6 +77,7 @@ class Stage:
     feet: float = 0.0
     grounds: float = 0.0
     ruling: float = 0.0
+    premises: float = 0.0
     variants: int = 1
     plurals: float = 0.0
     naming: bool = False
@@ -164,7 +165,7 @@ POLISHING = replace(
 RULING = replace(
     POLISHING,
     name="ruling",
-    steps=1500,
+    steps=400,
     rates=(0.6, 0.6),
     scenes=4,
     guard=6,
@@ -180,7 +181,9 @@ RULING = replace(
     grounds=0.2,
     ruling=0.3,
 )
-FINISHING = replace(RULING, name="finishing", steps=600, rates=(0.6, 0.12))
+# It does not come to say so by itself: its noun first has to say whether there is any, its condition whether it holds.
+JUDGING = replace(RULING, name="judging", steps=1500, premises=0.3)
+FINISHING = replace(JUDGING, name="finishing", steps=600, rates=(0.6, 0.12))
 _MIXTURE = Mixture(right=0.3, circular=0.25)
 MIXING = replace(
     FINISHING,
@@ -224,6 +227,7 @@ class Recipe:
         NAMING,
         POLISHING,
         RULING,
+        JUDGING,
         FINISHING,
         MIXING,
     )
@@ -313,6 +317,7 @@ class Batch:
     positions: np.ndarray  # (sequences, length)
     numbers: np.ndarray  # (sequences, length), of image tokens where there are several pictures: the picture's, from 0
     rules: np.ndarray  # (sequences, length), of the full stop of a rule: whether it is broken; IGNORED elsewhere
+    premises: np.ndarray  # (sequences, length), of a rule's noun, and the end of its condition: whether seen, holds
     mask: np.ndarray  # (sequences, 1, length, length), true where a query may attend to a key
 
 
@@ -326,6 +331,7 @@ class _Encoded:
     positions: np.ndarray
     numbers: np.ndarray
     rules: np.ndarray
+    premises: np.ndarray
     sees: np.ndarray
     task: int
     pictures: list[int]
@@ -342,6 +348,7 @@ def encode_row(
     labels: list[int] = []
     weights: list[float] = []
     rules: list[int] = []
+    premises: list[int] = []
     owner: list[int] = []
     positions: list[int] = []
     ends: list[int] = []  # the position after each segment
@@ -358,7 +365,9 @@ def encode_row(
             labels += part if weight else [IGNORED] * len(part)
             weights += [weight] * len(part)
         length = len(ids) - before
-        rules += _ruled(ids[before:], segment.broken, stop)
+        ruled = _ruled(ids[before:], segment.rulings, stop, tokenizer)
+        rules += ruled[0]
+        premises += ruled[1]
         owner += [number] * length
         positions += range(start, start + length)
         ends.append(start + length)
@@ -371,19 +380,29 @@ def encode_row(
         positions=np.array(positions),
         numbers=_numbers(ids, image),
         rules=np.array(rules),
+        premises=np.array(premises),
         sees=sees,
         task=task,
         pictures=list(pictures),
     )
 
 
-def _ruled(ids: Sequence[int], broken: Sequence[bool], stop: int) -> list[int]:
-    """Whether each rule is broken, at the full stop by which it ends; IGNORED at other tokens."""
-    found = [IGNORED] * len(ids)
-    ends = [place for place, token in enumerate(ids) if token == stop] if broken else []
-    for place, one in zip(ends[-len(broken) :], broken, strict=True):
-        found[place] = int(one)
-    return found
+def _ruled(
+    ids: Sequence[int], rulings: Sequence[Ruling], stop: int, tokenizer: PreTrainedTokenizerFast
+) -> tuple[list[int], list[int]]:
+    """Whether each rule is broken, at its full stop, and its premises hold, at its noun and the end of its condition.
+
+    IGNORED at other tokens.
+    """
+    rules, premises = [IGNORED] * len(ids), [IGNORED] * len(ids)
+    ends = [place for place, token in enumerate(ids) if token == stop] if rulings else []
+    for end, ruling in zip(ends[-len(rulings) :], rulings, strict=True):
+        rules[end] = int(ruling.broken)
+        noun: int = tokenizer(f" {ruling.noun}", add_special_tokens=False)["input_ids"][-1]
+        premises[end - 1 - ids[end - 1 :: -1].index(noun)] = int(ruling.seen)
+        if ruling.holds is not None:
+            premises[end - 1] = int(ruling.holds)
+    return rules, premises
 
 
 def _numbers(ids: Sequence[int], image: int) -> np.ndarray:
@@ -408,7 +427,7 @@ def pack(rows: Sequence[_Encoded], pixels: np.ndarray, patches: np.ndarray, pad:
     shape = (len(bins), length)
     ids, labels, weights = np.full(shape, pad), np.full(shape, IGNORED), np.zeros(shape, np.float32)
     positions, tasks = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    numbers, rules = np.full(shape, IGNORED), np.full(shape, IGNORED)
+    numbers, rules, premises = (np.full(shape, IGNORED) for _ in range(3))
     mask = np.zeros((len(bins), 1, length, length), bool)
     mask[:, 0] = np.eye(length, dtype=bool)  # what pads a sequence sees itself, since nothing to see gives no number
     order: list[int] = []
@@ -419,13 +438,13 @@ def pack(rows: Sequence[_Encoded], pixels: np.ndarray, patches: np.ndarray, pad:
             ids[number, at:end], labels[number, at:end] = row.ids, row.labels
             positions[number, at:end], tasks[number, at:end] = row.positions, row.task
             weights[number, at:end], numbers[number, at:end] = row.weights, row.numbers
-            rules[number, at:end] = row.rules
+            rules[number, at:end], premises[number, at:end] = row.rules, row.premises
             mask[number, 0, at:end, at:end] = row.sees
             order += row.pictures
             at = end
     if order:
         pixels, patches = pixels[order], patches[order]
-    return Batch(pixels, patches, ids, labels, weights, tasks, positions, numbers, rules, mask)
+    return Batch(pixels, patches, ids, labels, weights, tasks, positions, numbers, rules, premises, mask)
 
 
 def make_batch(

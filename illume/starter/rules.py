@@ -1,8 +1,9 @@
 """What patches learn of the rules of `guard`, and each rule of the picture, as further labels with their words.
 
 A patch that shows a thing learns its category, and a bare one the conditions of the rules that the words of
-`illume.starter.looks` do not name. The end of each rule in the text of a policy learns the rating that the picture
-would get under this rule alone: the whole rating then has to look for one that is Unsafe.
+`illume.starter.looks` do not name. In the text of a policy the noun of each rule learns whether there is any in the
+picture, the end of its condition whether that holds, and its full stop the rating that the picture would get under this
+rule alone: the whole rating then has to look for one that is Unsafe.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from illume.starter.patches import IGNORED
 
 RULED = ("Safe", "Unsafe")
 """The ratings under one rule, as they stand in answers."""
+
+PREMISES = (("no", "yes"),)
+"""The words of whether there is any of what a rule is about, and of whether its condition holds."""
 
 GROUNDS = (
     (

@@ -50,12 +50,12 @@ class Ruling:
 class Segment:
     """A piece of a row's tree. `parent` is the index of the segment above it, None for the first one.
 
-    `broken` says of the text of a policy whether each of its rules is broken, in their order.
+    `rulings` are those of the rules of a policy, in the order of its text.
     """
 
     parts: Parts
     parent: int | None
-    broken: tuple[bool, ...] = ()
+    rulings: tuple[Ruling, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -518,8 +518,7 @@ def guard_row(
     for rules, gold in cases[:variants]:
         top = len(segments)
         looks = without_misread(scene) if misread else scene
-        broken = policies.violations(looks, rules)
-        segments.append(Segment(((f"{rules.text}\n", 0.0),), 0, tuple(name in broken for name in rules.names)))
+        segments.append(Segment(((f"{rules.text}\n", 0.0),), 0, rulings(looks, rules)))
         if rng.random() < lists:
             segments.append(Segment(listing("Q: which rules count? A:", list_rules(scene, rules)), top))
         said = policies.assess(looks, rules) or gold

@@ -41,7 +41,7 @@ from illume.starter.patches import (
     patch_loss,
 )
 from illume.starter.prefetch import prefetch
-from illume.starter.rules import GROUNDS, RULED, label_grounds
+from illume.starter.rules import GROUNDS, PREMISES, RULED, label_grounds
 
 CHECKPOINT_EVERY = 100  # steps between checkpoints
 REPORT_EVERY = 25  # steps between report lines
@@ -51,7 +51,11 @@ NUMBER_LAYER = 1
 SHARED_LAYER = 3
 """The layer after which patches of a second picture are like the word of what both pictures show, or of theirs."""
 RULE_LAYER = 4
-"""The layer after which the end of a rule is like the word of whether it is broken."""
+"""The layer after which the end of a rule is like the rating that it leads to."""
+RULE_WEIGHTS = (1.0, 8.0)
+"""The weights of rules that are kept and of broken ones, of which there are few."""
+PREMISE_LAYER = 2
+"""The layer after which the noun of a rule and the end of its condition are like the word of whether that holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ class Words:
     plurals: tuple[tuple[torch.Tensor, ...], ...]
     grounds: tuple[tuple[torch.Tensor, ...], ...]
     rules: tuple[torch.Tensor, ...]
+    premises: tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +115,7 @@ def compute_losses(model: LlavaForConditionalGeneration, batch: Batch, words: Wo
     sums, counts = torch.zeros(len(TASKS)), torch.zeros(len(TASKS))
     texts_loss = seen.new_zeros(())
     if batch.ids.size:
-        ids, labels, weights, tasks, positions, numbers, rules, mask = (
+        ids, labels, weights, tasks, positions, numbers, rules, premises, mask = (
             torch.from_numpy(one).to(where)
             for one in (
                 batch.ids,
@@ -120,6 +125,7 @@ def compute_losses(model: LlavaForConditionalGeneration, batch: Batch, words: Wo
                 batch.positions,
                 batch.numbers,
                 batch.rules,
+                batch.premises,
                 batch.mask,
             )
         )
@@ -131,7 +137,7 @@ def compute_losses(model: LlavaForConditionalGeneration, batch: Batch, words: Wo
             attention_mask=mask,
             position_ids=positions,
             use_cache=False,
-            output_hidden_states=max(stage.telling, stage.sharing, stage.ruling) > 0,
+            output_hidden_states=max(stage.telling, stage.sharing, stage.ruling, stage.premises) > 0,
         )
         if stage.telling and (numbers != IGNORED).any():
             others["numbers"] = mean(likeness_loss, read.hidden_states[NUMBER_LAYER], words.numbers, numbers)
@@ -139,7 +145,11 @@ def compute_losses(model: LlavaForConditionalGeneration, batch: Batch, words: Wo
         if stage.sharing and (shared != IGNORED).any():
             others["shared"] = mean(likeness_loss, read.hidden_states[SHARED_LAYER][is_picture], words.shared, shared)
         if stage.ruling and (rules != IGNORED).any():
-            others["rules"] = mean(likeness_loss, read.hidden_states[RULE_LAYER], words.rules, rules)
+            weight = torch.tensor(RULE_WEIGHTS, device=where) if stage.premises else None
+            weighed = partial(likeness_loss, weight=weight)
+            others["rules"] = mean(weighed, read.hidden_states[RULE_LAYER], words.rules, rules)
+        if stage.premises and (premises != IGNORED).any():
+            others["premises"] = mean(likeness_loss, read.hidden_states[PREMISE_LAYER], words.premises, premises)
         is_target = labels[:, 1:] != IGNORED
         logits = model.lm_head(read.last_hidden_state[:, :-1][is_target]).float()
         each = F.cross_entropy(logits, labels[:, 1:][is_target], reduction="none")
@@ -156,6 +166,7 @@ def compute_losses(model: LlavaForConditionalGeneration, batch: Batch, words: Wo
         "shared": stage.sharing,
         "grounds": stage.grounds,
         "rules": stage.ruling,
+        "premises": stage.premises,
     }
     total = texts_loss + stage.seeing * seen
     for name, loss in others.items():
@@ -173,7 +184,7 @@ def find_words(tokenizer: PreTrainedTokenizerFast) -> Words:
         tuple(label_token_ids(tokenizer, both)) for both in (COUNTS, NUMBER_WORDS, SHARED, FEET, PREMISES)
     )
     rules = (torch.tensor(tokenizer.convert_tokens_to_ids(list(RULED))),)
-    return Words(labels, looks, counts, numbers, shared, feet, plurals, grounds, rules)
+    return Words(labels, looks, counts, numbers, shared, feet, plurals, grounds, rules, premises)
 
 
 def make_optimizer(
@@ -350,7 +361,8 @@ def write_curve(folder: Path, content: Mapping[str, Any]) -> None:
     panels = []
     for title, names in (
         ("Texts of a task: cross-entropy of a token", TASKS),
-        ("Patches: cross-entropy", ("patches", "numbers", "looks", "counts", "feet", "shared", "grounds", "rules")),
+        ("Patches: cross-entropy", ("patches", "numbers", "looks", "counts", "feet", "shared", "grounds")),
+        ("Rules: cross-entropy", ("rules", "premises")),
     ):
         lines = [
             Line(name, [(float(point["step"]), point[name]) for point in points if name in point], marks=False)

@@ -10,7 +10,7 @@ from illume.root import STARTER
 from illume.scenes.kinds import KINDS
 from illume.starter.looks import LOOKS
 from illume.starter.patches import IGNORED, OBJECT_LABELS
-from illume.starter.rules import GROUNDS, RULED, label_grounds
+from illume.starter.rules import GROUNDS, PREMISES, RULED, label_grounds
 
 
 def test_grounds_are_the_category_of_things_and_what_holds_where_there_are_none() -> None:
@@ -44,5 +44,5 @@ def test_every_kind_has_one_category() -> None:
 
 def test_words_are_single_tokens() -> None:
     tokenizer = AutoTokenizer.from_pretrained(STARTER / "model")
-    words = [*(f" {word}" for group in GROUNDS[0] for word in group), *RULED]
+    words = [*(f" {word}" for group in (*GROUNDS[0], *PREMISES) for word in group), *RULED]
     assert [len(tokenizer(word, add_special_tokens=False)["input_ids"]) for word in words] == [1] * len(words)

@@ -33,7 +33,6 @@ from illume.starter.architecture import (
 from illume.starter.curriculum import (
     EXPLAINING,
     MIXING,
-    RULING,
     SEEING,
     TASKS,
     Recipe,
@@ -169,35 +168,41 @@ class TestNumbersOfPictures:
         assert float(one.patches) != pytest.approx(float(other.patches), rel=1e-4)
         assert float(both.patches) == pytest.approx((float(one.patches) + float(other.patches)) / 2, rel=1e-4)
 
-    def test_each_rule_ends_with_its_rating(self, emoji: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    def test_rules_say_what_the_picture_makes_of_them(self, tokenizer: PreTrainedTokenizerFast) -> None:
         stage = replace(SMALL, scenes=0, pairs=0, crowds=0, guard=2, variants=2, lists=0.0)
         rows = [row for _, row in sample_rows(stage, random.Random(5))]
-        broken = [segment.broken for row in rows for segment in row.segments if segment.broken]
-        assert [len(one) for one in broken] == [len(CATEGORIES)] * 4
-        assert sorted(map(any, broken)) == [False, False, True, True], (
-            "two policies with opposite ratings for a picture"
-        )
-        texts = [segment.parts[0][0] for row in rows for segment in row.segments if segment.broken]
+        policies = [segment for row in rows for segment in row.segments if segment.rulings]
+        assert [len(one.rulings) for one in policies] == [len(CATEGORIES)] * 4
+        ratings = sorted(any(ruling.broken for ruling in one.rulings) for one in policies)
+        assert ratings == [False, False, True, True], "two policies with opposite ratings for each picture"
         for row in rows:
             found = encode_row(row, tokenizer)
+            rulings = [ruling for segment in row.segments for ruling in segment.rulings]
             ends = found.rules != IGNORED
-            assert {tokenizer.decode([one]) for one in found.ids[ends]} == {"."}
-            assert found.rules[ends].tolist() == [int(one) for segment in row.segments for one in segment.broken]
-            assert not found.labels[ends].tolist().count("."), "a policy is read and not written"
-        assert all(text.count(".") in (8, 9) for text in texts)
+            assert tokenizer.decode(found.ids[ends]) == "." * len(rulings)
+            assert found.rules[ends].tolist() == [int(ruling.broken) for ruling in rulings]
+            places = iter(np.flatnonzero(found.premises != IGNORED).tolist())
+            for ruling in rulings:
+                place = next(places)
+                assert tokenizer.decode(found.ids[: place + 1]).endswith(f" {ruling.noun}")
+                assert found.premises[place] == ruling.seen
+                if ruling.holds is not None:
+                    assert found.premises[place := next(places)] == ruling.holds
+                    assert found.rules[place + 1] == ruling.broken == (ruling.seen and ruling.holds)
+            assert list(places) == []
+            assert set(found.labels[ends].tolist()) == {IGNORED}, "a policy is read and not written"
 
     def test_rules_have_a_loss(self, emoji: Path, tokenizer: PreTrainedTokenizerFast) -> None:
         model, words, sprites = build_starter(tokenizer).eval(), find_words(tokenizer), load_sprites(emoji)
-        for stage, names in ((RULING, {"rules", "grounds"}), (replace(RULING, guard=0), {"grounds"})):
-            few = replace(
-                ONLY_TEXTS, guard=stage.guard and 1, pairs=1, variants=2, grounds=stage.grounds, ruling=stage.ruling
-            )
+        weights = {"grounds": 0.2, "rules": 0.3, "premises": 0.3}
+        for guard, names in ((1, weights.keys()), (0, {"grounds"})):
+            few = replace(ONLY_TEXTS, guard=guard, pairs=1, variants=2, grounds=0.2, ruling=0.3, premises=0.3)
             batch = make_batch(0, recipe=Recipe(stages=(few,)), tokenizer=tokenizer, sprites=sprites)
             with torch.inference_mode():
                 found = compute_losses(model, batch, words, few)
-                bare = compute_losses(model, batch, words, replace(few, grounds=0.0, ruling=0.0))
-            assert set(found.others) == names
-            more = sum({"rules": 0.3, "grounds": 0.2}[name] * float(loss) for name, loss in found.others.items())
+                bare = compute_losses(model, batch, words, replace(few, grounds=0.0, ruling=0.0, premises=0.0))
+            assert found.others.keys() == names
+            more = sum(weights[name] * float(loss) for name, loss in found.others.items())
             assert float(found.total) == pytest.approx(float(bare.total) + more, rel=1e-4)
 
     def test_its_words_are_single_tokens(self, tokenizer: PreTrainedTokenizerFast) -> None:
