@@ -44,7 +44,10 @@ class Stage:
     are also like the plurals of their things, `telling` that of which picture each patch is of, where there are two,
     `looks` that of where and when the picture of a patch without a thing was taken, `counting` that of how many there
     are of a patch's thing, `feet` that of which patch is at its foot, `sharing` that of whether the picture before
-    shows the same. `rates` are the learning rates at the beginning and at the end, as shares of the peak.
+    shows the same. `grounds` is the weight of the loss of what rules call the things and the place of a patch, `ruling`
+    that of what each rule of a policy leads to, `premises` that of what the picture makes of its parts
+    (`illume.starter.rules`), and `variants` the number of policies for a picture. `rates` are the learning rates at the
+    beginning and at the end, as shares of the peak.
     """
 
     name: str
@@ -182,8 +185,22 @@ RULING = replace(
     ruling=0.3,
 )
 # It does not come to say so by itself: its noun first has to say whether there is any, its condition whether it holds.
-JUDGING = replace(RULING, name="judging", steps=1500, premises=0.3)
-FINISHING = replace(JUDGING, name="finishing", steps=600, rates=(0.6, 0.12))
+JUDGING = replace(RULING, name="judging", steps=400, premises=0.3)
+# Ratings are right by then. What takes longest is to say what is true of two pictures.
+REASONING = replace(
+    JUDGING,
+    name="reasoning",
+    steps=1500,
+    scenes=3,
+    pairs=10,
+    guard=3,
+    variants=1,
+    lists=0.1,
+    relations=0.1,
+    sets=0.1,
+    rationales=4,
+)
+FINISHING = replace(REASONING, name="finishing", steps=600, rates=(0.6, 0.12))
 _MIXTURE = Mixture(right=0.3, circular=0.25)
 MIXING = replace(
     FINISHING,
@@ -228,6 +245,7 @@ class Recipe:
         POLISHING,
         RULING,
         JUDGING,
+        REASONING,
         FINISHING,
         MIXING,
     )
