@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image
@@ -37,11 +37,15 @@ from illume.settings import CANDIDATES
 BATCH = 50
 TEMPERATURE = 0.7
 Z = 1.96  # of an interval of 95 %
+RATINGS: tuple[str, ...] = get_args(policies.Rating)
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A prompt with what is measured of its continuation: whether each measure holds, None where it does not apply."""
+    """A prompt with what is measured of its continuation: whether each measure holds, None where it does not apply.
+
+    With `choices`, which are single tokens, the continuation is the likeliest of them.
+    """
 
     group: str
     pictures: tuple[Scene, ...]
@@ -49,6 +53,7 @@ class Check:
     measure: Callable[[str], Mapping[str, bool | None]]
     tokens: int
     sampled: bool = False
+    choices: tuple[str, ...] = ()
 
 
 def scenes_checks(prompts: Iterable[tuple[Question, Scene]]) -> Iterator[Check]:
@@ -103,7 +108,7 @@ def pairs_checks(prompts: Iterable[tuple[PairQuestion, Pair]]) -> Iterator[Check
 def guard_checks(prompts: Iterable[Case]) -> Iterator[Check]:
     """The checks of `guard`: the whole JSON answer, the rating without a policy, and rationales after the gold fields.
 
-    Without a policy the model would write no JSON, so that the answer is begun for it.
+    Without a policy the model would write no JSON: the answer is begun for it, and the likelier of the ratings counts.
     """
     for case in prompts:
         gold = case.assessment
@@ -117,7 +122,7 @@ def guard_checks(prompts: Iterable[Case]) -> Iterator[Check]:
             return found
 
         def blank(text: str, gold: Any = gold) -> dict[str, bool | None]:
-            return {"ratings_without_policy": text.startswith(gold.rating)}
+            return {"ratings_without_policy": text == gold.rating}
 
         def true(text: str, case: Any = case) -> bool:
             return is_faithful_to_case(text.removesuffix('"}'), case.scene, case.policy, case.assessment)
@@ -125,7 +130,7 @@ def guard_checks(prompts: Iterable[Case]) -> Iterator[Check]:
         ask = f"<image>{case.policy.text}\nQ: {case.question} A:"
         yield Check("guard", (case.scene,), ask, answer, 110)
         start, _rating, _rest = policies.answer_json(gold, "").partition(gold.rating)
-        yield Check("guard", (case.scene,), f"<image>Q: {case.question} A: {start}", blank, 12)
+        yield Check("guard", (case.scene,), f"<image>Q: {case.question} A: {start}", blank, 1, choices=RATINGS)
         yield from _rationales("guard", (case.scene,), f"{ask} {policies.answer_start(gold)}", true)
 
 
@@ -160,13 +165,17 @@ def continue_prompts(
 ) -> Iterator[str]:
     """The continuation of each prompt: greedy, or sampled at T = 0.7 from the likeliest tenth of the vocabulary.
 
-    All `checks` must be of one kind: sampled or not, with the same number of tokens.
+    All `checks` must be of one kind: sampled or not, with the same number of tokens and the same choices.
     """
     torch.manual_seed(seed)
     options: dict[str, Any] = {"do_sample": False}
     if checks and checks[0].sampled:
         top_k = max(1, int(CANDIDATES.top_k_share * len(processor.tokenizer)))
         options = {"do_sample": True, "temperature": TEMPERATURE, "top_k": top_k, "top_p": CANDIDATES.top_p}
+    if checks and checks[0].choices:
+        read = processor.tokenizer(list(checks[0].choices), add_special_tokens=False)["input_ids"]
+        allowed = [ids[0] for ids in read]
+        options["prefix_allowed_tokens_fn"] = lambda _number, _ids: allowed
     for start in range(0, len(checks), BATCH):
         batch = checks[start : start + BATCH]
         pictures = [draw(scene) for check in batch for scene in check.pictures]
@@ -188,9 +197,9 @@ def score(
     report: Callable[[str], None] = lambda _: None,
 ) -> dict[str, dict[str, Share]]:
     """The share of each measure for each group of the checks. `draw` has the picture of a scene."""
-    kinds: dict[tuple[bool, int], list[Check]] = defaultdict(list)
+    kinds: dict[tuple[bool, int, tuple[str, ...]], list[Check]] = defaultdict(list)
     for check in checks:
-        kinds[check.sampled, check.tokens].append(check)
+        kinds[check.sampled, check.tokens, check.choices].append(check)
     found: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for alike in kinds.values():
         alike.sort(key=lambda check: len(check.prompt))

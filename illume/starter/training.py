@@ -145,6 +145,7 @@ def compute_losses(model: LlavaForConditionalGeneration, batch: Batch, words: Wo
         if stage.sharing and (shared != IGNORED).any():
             others["shared"] = mean(likeness_loss, read.hidden_states[SHARED_LAYER][is_picture], words.shared, shared)
         if stage.ruling and (rules != IGNORED).any():
+            # Without premises a rule cannot know more than its status, and the weights would only move its guess.
             weight = torch.tensor(RULE_WEIGHTS, device=where) if stage.premises else None
             weighed = partial(likeness_loss, weight=weight)
             others["rules"] = mean(weighed, read.hidden_states[RULE_LAYER], words.rules, rules)

@@ -33,8 +33,8 @@ class TestMeasures:
             assert answer.measure(text) == {"valid": True, "ratings": True, kind: True, "categories": True}
             assert answer.measure(text[:-2]) == {"valid": False, "ratings": False, kind: False, "categories": None}
             assert blank.prompt.endswith(' A: {"rating": "')
-            assert blank.measure(text.removeprefix('{"rating": "')) == {"ratings_without_policy": True}
-            assert blank.measure('"') == {"ratings_without_policy": False}
+            assert (blank.tokens, blank.choices) == (1, ("Unsafe", "Safe"))
+            assert blank.measure(case.assessment.rating) == {"ratings_without_policy": True}
             assert case.policy.text in answer.prompt
             assert case.policy.text not in blank.prompt
 
