@@ -1,4 +1,4 @@
-"""The parts of the model card that are figures: the stages of the recipe, and the scores, as Markdown tables."""
+"""The parts of the model card that are figures, as Markdown tables: stages of the recipe, mixture, scores."""
 
 from __future__ import annotations
 
@@ -23,6 +23,14 @@ TITLES = {
 }
 """The measures of `illume.starter.scoring`, in the order of the card."""
 
+MIXTURES = {
+    "scenes": "scenes_mixture",
+    "pairs en": "pairs_english",
+    "pairs de": "pairs_german",
+    "guard": "guard_mixture",
+}
+"""The mixtures of a stage (`illume.starter.curriculum`), by the groups of `illume.starter.scoring`."""
+
 COUNTS = ("pictures", "scenes", "crowds", "pairs", "twins", "guard")
 
 
@@ -39,7 +47,17 @@ def recipe_table(curve: Mapping[str, Any]) -> str:
         rates = first if first == last else f"{first} to {last}"
         lines.append(f"| {stage['name']} | {stage['steps']:,} | {counts} | {rates} |")
     steps = sum(stage["steps"] for stage in recipe["stages"])
-    return "\n".join([*lines, "", f"{steps:,} steps took {curve['seconds'] / 3600:.1f} hours."])
+    return "\n".join([*lines, "", f"{steps:,} steps took {curve['seconds'] / 3600:.1f} hours by the run's own clock."])
+
+
+def mixture_table(curve: Mapping[str, Any]) -> str:
+    """The shares of right, circular and hallucinated rationales in the last stage of the recipe, for each group."""
+    last = curve["recipe"]["stages"][-1]
+    lines = ["| rationales | right | circular | hallucinated |", "|---|---|---|---|"]
+    for group, name in MIXTURES.items():
+        right, circular = (last[name][share] for share in ("right", "circular"))
+        lines.append(f"| {group} | {right:.0%} | {circular:.0%} | {1 - right - circular:.0%} |")
+    return "\n".join(lines)
 
 
 def scores_table(found: Mapping[str, Any]) -> str:
@@ -72,7 +90,8 @@ def render_card(folder: Path) -> str:
     """The card in `folder` with the figures of `curve.json` and `scores.json`, which are there too."""
     curve, scores = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("curve.json", "scores.json"))
     card = (folder / "README.md").read_text(encoding="utf-8")
-    return fill(card, {"recipe": recipe_table(curve), "scores": scores_table(scores)})
+    parts = {"recipe": recipe_table(curve), "mixture": mixture_table(curve), "scores": scores_table(scores)}
+    return fill(card, parts)
 
 
 def write_card(folder: Path) -> None:

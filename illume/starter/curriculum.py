@@ -201,11 +201,10 @@ REASONING = replace(
     rationales=4,
 )
 FINISHING = replace(REASONING, name="finishing", steps=600, rates=(0.6, 0.12))
-_MIXTURE = Mixture(right=0.3, circular=0.25)
 MIXING = replace(
     FINISHING,
     name="mixing",
-    steps=300,
+    steps=400,
     rates=(0.12, 0.01),
     pairs=6,
     crowds=0,
@@ -214,10 +213,10 @@ MIXING = replace(
     relations=0.0,
     sets=0.0,
     rationales=3,
-    scenes_mixture=_MIXTURE,
-    pairs_english=_MIXTURE,
-    pairs_german=_MIXTURE,
-    guard_mixture=_MIXTURE,
+    scenes_mixture=Mixture(right=0.34, circular=0.33),
+    pairs_english=Mixture(right=0.45, circular=0.4),
+    pairs_german=Mixture(right=0.46, circular=0.34),
+    guard_mixture=Mixture(right=0.42, circular=0.27),
     misread=True,
 )
 

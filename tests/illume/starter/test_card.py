@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from illume.starter.__main__ import main
-from illume.starter.card import fill, recipe_table, scores_table
-from illume.starter.curriculum import SEEING, Recipe
+from illume.starter.card import fill, mixture_table, recipe_table, scores_table
+from illume.starter.curriculum import MIXING, SEEING, Recipe
+from illume.starter.texts import Mixture
 from illume.starter.training import recipe_as_json
 
 ONE = {"n": 4, "share": 0.5, "low": 0.15, "high": 0.85}
@@ -34,7 +36,15 @@ def test_scores() -> None:
 def test_recipe() -> None:
     text = recipe_table(CURVE)
     assert "| seeing | 900 | 32 | 0 | 0 | 0 | 0 | 0 | 1.0e-03 |" in text
-    assert text.endswith("900 steps took 1.5 hours.")
+    assert text.endswith("900 steps took 1.5 hours by the run's own clock.")
+
+
+def test_mixture_of_the_last_stage() -> None:
+    last = replace(MIXING, scenes_mixture=Mixture(right=0.25, circular=0.35), pairs_german=Mixture(0.5, 0.5))
+    lines = mixture_table({"recipe": recipe_as_json(Recipe(stages=(SEEING, last)))}).splitlines()
+    assert lines[2] == "| scenes | 25% | 35% | 40% |"
+    assert lines[4] == "| pairs de | 50% | 50% | 0% |"
+    assert [line.split(" | ")[0] for line in lines[3:]] == ["| pairs en", "| pairs de", "| guard"]
 
 
 def test_parts_are_replaced_between_their_marks() -> None:
@@ -49,11 +59,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     (tmp_path / "curve.json").write_text(json.dumps(CURVE))
     (tmp_path / "scores.json").write_text(json.dumps(SCORES))
     (tmp_path / "README.md").write_text(
-        "<!-- recipe --><!-- end of recipe -->\n<!-- scores --><!-- end of scores -->\n"
+        "".join(f"<!-- {part} --><!-- end of {part} -->\n" for part in ("recipe", "mixture", "scores"))
     )
     assert main(["card", "--folder", str(tmp_path)]) == 0
     card = (tmp_path / "README.md").read_text()
     assert recipe_table(CURVE) in card
+    assert mixture_table(CURVE) in card
     assert scores_table(SCORES) in card
     (tmp_path / "README.md").write_text("nothing")
     assert main(["card", "--folder", str(tmp_path)]) == 1
