@@ -214,9 +214,9 @@ MIXING = replace(
     sets=0.0,
     rationales=3,
     scenes_mixture=Mixture(right=0.34, circular=0.33),
-    pairs_english=Mixture(right=0.47, circular=0.4),
+    pairs_english=Mixture(right=0.5, circular=0.39),
     pairs_german=Mixture(right=0.56, circular=0.33),
-    guard_mixture=Mixture(right=0.46, circular=0.33),
+    guard_mixture=Mixture(right=0.52, circular=0.3),
     misread=True,
 )
 
