@@ -1,16 +1,15 @@
-"""The pages of the guide as they are written, for where `make docs` has not built it: a reader of our own Markdown.
-
-It knows what the files in `docs` use: headings, paragraphs, lists, tables, code and links. Pictures are left out.
-"""
+"""The pages of the guide as they are written, for where `make docs` has not built it. Pictures are left out."""
 
 from __future__ import annotations
 
-import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -21,44 +20,17 @@ from illume.phrases import _
 
 DOCS = ROOT / "docs"
 NAVIGATION = ROOT / "mkdocs.yml"
-ENTRY = re.compile(r"( *)- (.+?):(?: (\S+))?$")
-FENCE = re.compile(r" *```")
-HEADING = re.compile(r"(#{1,4}) (.+)$")
-ITEM = re.compile(r"(?:[*-]|\d+\.) +")
-CELL = re.compile(r"(?<!\\)\|")
-RULE = re.compile(r"[\s|:-]+$")
-INLINE = re.compile(r"`([^`]+)`|!\[[^]]*\]\([^)]*\)|\[([^]]+)\]\(([^)\s]+)\)|\*\*([^*]+)\*\*|\*([^*\s][^*]*)\*")
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-ANCHOR = re.compile(r"[^\w\s-]")
 DOCSTRINGS = re.compile(r"^::: (\S+)$", re.MULTILINE)
 INCLUDED = re.compile(r'^--8<-- "([^":]+):([^":]+):?"$', re.MULTILINE)
 SECTION = re.compile(r"^.*--8<-- \[(?:start|end):.*$", re.MULTILINE)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Words in a line; `kind` is "text", "code", "strong" or "link"."""
-
-    kind: str
-    text: str
-    url: str = ""
-
-
-Line = tuple[Part, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A heading, a paragraph, a list, a table or code: `kind` is the name of its element.
-
-    `lines` are the items of a list; `rows` are those of a table, the first one its head.
-    """
-
-    kind: str
-    text: str = ""
-    anchor: str = ""
-    lines: tuple[Line, ...] = ()
-    rows: tuple[tuple[Line, ...], ...] = ()
+EMPTY = re.compile(r"<p>\s*</p>\n")
+SHOWN = {
+    "<pre>": '<pre tabindex="0">',  # so that people can scroll it by keys
+    "<table>": '<div class="table-frame" tabindex="0"><table>',
+    "</table>": "</table></div>",
+    '<th scope="col"></th>': "<td></td>",  # an empty cell is no heading
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +51,13 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class GuideView:
-    """The list of all pages, or one of them, with a note on where the guide itself is to be had."""
+    """The list of all pages, or the HTML of one, with a note on where the guide itself is to be had."""
 
     title: str
     note: str
     home: str
     groups: tuple[Group, ...] = ()
-    blocks: tuple[Block, ...] = ()
+    html: str = ""
 
 
 def render(path: str) -> Response:
@@ -97,10 +69,8 @@ def render(path: str) -> Response:
     file = find(name)
     if file is None:
         raise HTTPException(404) if DOCS.is_dir() else NotFound(note())
-    blocks = tuple(read(file.read_text("utf-8"), file.relative_to(DOCS).as_posix()))
-    title = next((block.text for block in blocks if block.kind == "h1"), name)
-    view = GuideView(title, note(), path_to("/help/"), blocks=blocks)
-    return page("guide.html", shell=Shell(title=title), view=view)
+    view = GuideView(title_of(file), note(), path_to("/help/"), html=to_html(file.read_text("utf-8"), file))
+    return page("guide.html", shell=Shell(title=view.title), view=view)
 
 
 def note() -> str:
@@ -116,11 +86,11 @@ def note() -> str:
     )
 
 
-def find(name: str) -> Path | None:
-    """The file of a page, by its path in the guide."""
+def find(name: str, folder: Path | None = None) -> Path | None:
+    """The file of a page, by its path in the guide or from a folder of it."""
     for path in (f"{name}.md", f"{name}/index.md"):
-        file = (DOCS / path).resolve()
-        if file.is_relative_to(DOCS.resolve()) and file.is_file():
+        file = ((folder or DOCS) / path).resolve()
+        if file.is_relative_to(DOCS) and file.is_file():
             return file
     return None
 
@@ -129,59 +99,52 @@ def list_groups() -> Iterator[Group]:
     """All pages, as the navigation of the guide has them."""
     if not (DOCS.is_dir() and NAVIGATION.exists()):
         return
-    title, entries = "", list[Entry]()
-    for line in NAVIGATION.read_text("utf-8").partition("\nnav:\n")[2].splitlines():
-        found = ENTRY.match(line)
-        if found is None:
-            break
-        indent, name, path = found.groups()
-        if path is None or (title and len(indent) <= 2):
-            if entries:
-                yield Group(title, tuple(entries))
-            title, entries = name if path is None else "", []
-        if path is not None and path.endswith("/"):
-            entries += [
-                Entry(title_of(file), address_of(path + file.name)) for file in sorted(DOCS.glob(f"{path}*.md"))
-            ]
-        elif path is not None and path != "index.md":
-            entries.append(Entry(name, address_of(path)))
-    if entries:
-        yield Group(title, tuple(entries))
+    groups: dict[str, list[Entry]] = {}
+    for item in yaml.safe_load(NAVIGATION.read_text("utf-8"))["nav"]:
+        for name, target in item.items():
+            title, items = ("", [item]) if isinstance(target, str) else (name, target)
+            pairs = [pair for one in items for pair in one.items()]
+            groups.setdefault(title, []).extend(entry for pair in pairs for entry in list_entries(*pair))
+    yield from (Group(title, tuple(entries)) for title, entries in groups.items())
+
+
+def list_entries(title: str, path: str) -> Iterator[Entry]:
+    """The page at a path of the navigation, or those of a folder; not the first page, which the list replaces."""
+    if path.endswith("/"):
+        for file in sorted((DOCS / path).glob("*.md")):
+            yield Entry(title_of(file), address_of(file))
+    elif path != "index.md":
+        yield Entry(title, address_of(DOCS / path))
 
 
 def title_of(file: Path) -> str:
     """The first heading of a page."""
     with file.open(encoding="utf-8") as lines:
-        return next(lines).removeprefix("# ").strip()
+        return next(lines).removeprefix("# ").strip().replace("`", "")
 
 
-def address_of(path: str) -> str:
-    """The address of a page, by the path of its file in `docs`."""
-    name, _hash, anchor = path.partition("#")
-    folder = re.sub(r"(^|/)index$", "", name.removesuffix(".md")).strip("/")
-    return path_to(f"/help/{folder}/" if folder else "/help/") + (f"#{anchor}" if anchor else "")
+def address_of(file: Path) -> str:
+    """The address of a page."""
+    folder = re.sub(r"(^|/)index$", "", file.relative_to(DOCS).with_suffix("").as_posix())
+    return path_to(f"/help/{folder}/" if folder else "/help/")
 
 
-# Reading Markdown
-
-
-def read(text: str, path: str) -> Iterator[Block]:
-    """The blocks of a page, whose links are those of the file `path` in `docs`."""
-    text = COMMENT.sub("", INCLUDED.sub(include, DOCSTRINGS.sub(r"`\1`", text)))
-    lines, fenced = list[str](), False
-    for line in text.splitlines():
-        if FENCE.match(line):
-            yield from [Block("pre", text="\n".join(lines))] if fenced else read_lines(lines, path)
-            lines, fenced = [], not fenced
-        elif not fenced and (not line.strip() or HEADING.match(line)):
-            yield from read_lines(lines, path)
-            lines = []
-            if found := HEADING.match(line):
-                words = "".join(part.text for part in parts_of(found[2], path))
-                yield Block(f"h{len(found[1])}", text=words, anchor=anchor_of(words))
-        else:
-            lines.append(line)
-    yield from read_lines(lines, path)
+def to_html(text: str, file: Path) -> str:
+    """The text of a page, which is in `file`, as HTML; HTML in it is shown as text."""
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    markdown.add_render_rule("image", lambda *_args: "")
+    tokens = markdown.parse(COMMENT.sub("", INCLUDED.sub(include, DOCSTRINGS.sub(r"`\1`", text))))
+    for number, token in enumerate(tokens):
+        if token.type == "heading_open":
+            token.attrs["id"] = anchor_of(tokens[number + 1].children or ())
+        elif token.type in ("th_open", "td_open"):
+            token.attrs = {"scope": "col"} if token.type == "th_open" else {}  # the policy allows no style attributes
+        elif token.type == "inline":
+            rewrite_links(token.children or (), file)
+    html = str(markdown.renderer.render(tokens, markdown.options, {}))
+    for written, shown in SHOWN.items():
+        html = html.replace(written, shown)
+    return EMPTY.sub("", html)
 
 
 def include(found: re.Match[str]) -> str:
@@ -190,63 +153,31 @@ def include(found: re.Match[str]) -> str:
     text = file.read_text("utf-8") if file.exists() else f"`{found[1]}`"
     if which.isdigit():
         text = "\n".join(text.splitlines()[int(which) - 1 :])
-    elif f"[start:{which}]" in text:
-        text = text.partition(f"[start:{which}]")[2].partition("\n")[2].partition(f"[end:{which}]")[0]
+    else:
+        outside = rf"\A.*\[start:{which}\][^\n]*\n|[^\n]*\[end:{which}\].*\Z"
+        text = re.sub(outside, "", text, flags=re.DOTALL)
     return SECTION.sub("", text)
 
 
-def read_lines(lines: list[str], path: str) -> Iterator[Block]:
-    """The block that consecutive lines are."""
-    if not lines:
-        return
-    if lines[0].startswith("|"):
-        cells = [CELL.split(line.strip().strip("|")) for line in lines if not RULE.match(line)]
-        yield Block("table", rows=tuple(tuple(parts_of(cell, path) for cell in row) for row in cells))
-        return
-    items: list[str] = []
-    for line in (line.strip() for line in lines):
-        if ITEM.match(line) or not items:
-            items.append(line)
+def rewrite_links(tokens: Sequence[Token], file: Path) -> None:
+    """Let links lead to pages and places of the guide. What leads out of it becomes text, which shows where."""
+    outside = words = ""
+    for token in tokens:
+        if token.type == "link_open":
+            target, words = str(token.attrs["href"]), ""
+            name, _hash, anchor = target.partition("#")
+            linked = find(name.removesuffix(".md"), file.parent) if name.endswith(".md") else None
+            outside = target if name and linked is None else ""
+            token.hidden = bool(outside)
+            if linked:
+                token.attrs["href"] = address_of(linked) + (f"#{anchor}" if anchor else "")
+        elif token.type == "link_close" and outside:
+            token.type, token.content = "text", "" if words == outside else f" ({outside})"
         else:
-            items[-1] += f" {line}"
-    if ITEM.match(items[0]):
-        kind = "ol" if items[0][0].isdigit() else "ul"
-        yield Block(kind, lines=tuple(parts_of(ITEM.sub("", item, count=1), path) for item in items))
-    else:
-        words = parts_of(" ".join(items), path)
-        if any(part.text.strip() for part in words):
-            yield Block("p", lines=(words,))
+            words += token.content
 
 
-def parts_of(text: str, path: str) -> Line:
-    """The words of a line, with code, links and what is emphasised set apart."""
-    parts, start = list[Part](), 0
-    text = text.strip().replace("\\|", "|")
-    for found in INLINE.finditer(text):
-        parts.append(Part("text", text[start : found.start()]))
-        start = found.end()
-        code, words, target, strong, stressed = found.groups()
-        if code:
-            parts.append(Part("code", code))
-        elif words:
-            parts.append(link(words.strip("`*"), target, path))
-        elif strong or stressed:
-            parts.append(Part("strong", (strong or stressed).replace("`", "")))
-    parts.append(Part("text", text[start:]))
-    return tuple(part for part in parts if part.text)
-
-
-def link(words: str, target: str, path: str) -> Part:
-    """A link to another page or place of the guide. What leads out of it stays text, which shows where."""
-    name, _hash, anchor = target.partition("#")
-    if not name:
-        return Part("link", words, f"#{anchor}")
-    file = posixpath.normpath(posixpath.join(posixpath.dirname(path), name))
-    if name.endswith(".md") and not file.startswith(".."):
-        return Part("link", words, address_of(file + (f"#{anchor}" if anchor else "")))
-    return Part("text", words if words == target else f"{words} ({target})")
-
-
-def anchor_of(heading: str) -> str:
-    """The anchor of a heading, as the guide has it."""
-    return re.sub(r"[\s-]+", "-", ANCHOR.sub("", heading).strip().lower())
+def anchor_of(heading: Sequence[Token]) -> str:
+    """The anchor of a heading, as the built guide has it."""
+    words = "".join(token.content for token in heading if token.type != "image")
+    return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", words).strip().lower())

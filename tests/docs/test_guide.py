@@ -162,12 +162,13 @@ class TestNotBuilt:
 
     def test_a_page_reads_as_it_is_written(self, client: TestClient) -> None:
         text = client.get("/help/leads/").text
-        assert "<h1>For leads</h1>" in text
+        assert '<h1 id="for-leads">For leads</h1>' in text
         assert '<h2 id="roles">Roles</h2>' in text
         assert '<th scope="col">role</th>' in text
-        assert "<strong>For people who run a project:" in text
+        assert "<em>For people who run a project:" in text
         assert '<a href="/help/security/">Security</a>' in text
-        assert '<pre tabindex="0">make demo</pre>' in client.get("/help/start/").text
+        code = "git clone ADDRESS illume &amp;&amp; cd illume\nmake demo\n"
+        assert f'<pre tabindex="0"><code class="language-sh">{code}</code></pre>' in client.get("/help/start/").text
 
     @pytest.mark.parametrize("path", ["/help/nowhere/", "/help/..%2FREADME/", "/help/screens/annotate-light.png"])
     def test_what_is_no_page_is_not_found(self, client: TestClient, path: str) -> None:
@@ -191,14 +192,58 @@ def all_addresses(client: TestClient) -> list[str]:
     return re.findall(r'<li><a href="(/help/[^"]+)">', client.get("/help/").text)
 
 
-class TestAnchor:
+def to_html(text: str) -> str:
+    """The text as a page among those of `docs/data`."""
+    return guide_texts.to_html(text, ROOT / "docs" / "data" / "exports.md")
+
+
+class TestToHtml:
     @pytest.mark.parametrize(
         ("heading", "anchor"),
         [("Before the first verdict", "before-the-first-verdict"), ("A `val` split: how?", "a-val-split-how")],
     )
-    def test_is_that_of_the_built_guide(self, heading: str, anchor: str) -> None:
-        [block] = guide_texts.read(f"## {heading}", "leads.md")
-        assert block.anchor == anchor
+    def test_anchors_are_those_of_the_built_guide(self, heading: str, anchor: str) -> None:
+        assert to_html(f"## {heading}").startswith(f'<h2 id="{anchor}">')
+
+    def test_html_is_shown_as_text_and_comments_are_left_out(self) -> None:
+        assert to_html("<script>go()</script>") == "<p>&lt;script&gt;go()&lt;/script&gt;</p>\n"
+        assert to_html("2<sup>3</sup><!-- a\ncomment -->") == "<p>2&lt;sup&gt;3&lt;/sup&gt;</p>\n"
+
+    def test_a_table_has_a_frame_and_no_style(self) -> None:
+        html = to_html("| a | b | |\n|---|--:|---|\n| `x` | y \\| z | |")
+        assert html.startswith('<div class="table-frame" tabindex="0"><table>\n<thead>')
+        assert html.endswith("</table></div>\n")
+        assert '<th scope="col">b</th>\n<td></td>' in html
+        assert "<td><code>x</code></td>\n<td>y | z</td>" in html
+
+    @pytest.mark.parametrize(
+        ("link", "shown"),
+        [
+            ("[Roles](../leads.md#roles)", '<a href="/help/leads/#roles">Roles</a>'),
+            ("[All](../decisions/index.md)", '<a href="/help/decisions/">All</a>'),
+            ("[Imports](imports.md)", '<a href="/help/data/imports/">Imports</a>'),
+            ("[Above](#above)", '<a href="#above">Above</a>'),
+            ("[The `README`](../../README.md)", "The <code>README</code> (../../README.md)"),
+            ("[Site](https://example.org/a.md) *now*", "Site (https://example.org/a.md) <em>now</em>"),
+            ("<https://example.org/>", "https://example.org/"),
+            ("[Go](javascript:go)", "[Go](javascript:go)"),
+        ],
+    )
+    def test_links_lead_to_pages_of_the_guide_or_are_text(self, link: str, shown: str) -> None:
+        assert to_html(link) == f"<p>{shown}</p>\n"
+
+    def test_sections_of_other_files_are_included(self) -> None:
+        html = to_html('a\n\n--8<-- "bench/RESULTS.md:simulation"\n\nb')
+        assert "<table>" in html
+        assert "--8" not in html
+
+    def test_pictures_are_left_out(self) -> None:
+        assert to_html("a\n\n![One](one.png)\n![Two](two.png)\n\nb") == "<p>a</p>\n<p>b</p>\n"
+
+    def test_code_shows_nothing_that_is_for_tests(self) -> None:
+        html = to_html("* a\n  ```sh no-test needs Docker\n  <b>\n  ```")
+        assert '<pre tabindex="0"><code class="language-sh">&lt;b&gt;\n</code></pre>' in html
+        assert "no-test" not in html
 
 
 def test_pages_link_to_pages_of_the_guide() -> None:
