@@ -59,7 +59,7 @@ def test_what_is_busy_or_hangs_up_is_asked_again(server: ModelServer) -> None:
 def test_an_answer_may_take_longer_the_more_tokens_are_asked_for(max_tokens: int) -> None:
     given: list[float] = []
 
-    async def send(_method: str, _path: str, _body: bytes | None, *, seconds: float) -> Reply:
+    async def send(method: str, path: str, body: bytes | None, *, seconds: float) -> Reply:
         given.append(seconds)
         answer = {"model": MODEL, "choices": [{"message": {"content": "It is red."}, "finish_reason": "stop"}]}
         return Reply(200, json.dumps(answer).encode())
