@@ -182,6 +182,7 @@ LEFT_OUT = {
     "/api/v1/imports/{import_id}/problems": "a stream",
     "/api/v1/projects/{slug}/dataset": "a stream, measured by bench/export.py",
     "/api/v1/assignments/{assignment_id}": "only the one who holds it may look; bench/critics.py measures claims",
+    "/admin/projects/{slug}/uploads": "a part of the page Export, with the newest uploads",
     "/admin/projects/{slug}/publish": "a stream of the files that bench/export.py measures",
     "/api/v1/versions/{version_id}/adapter": "a file",
     "/api/v1/snapshots/{snapshot_id}/download": "a file",

@@ -38,7 +38,7 @@ class Entry:
     """A page of the guide in the list of all."""
 
     title: str
-    url: str
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,6 @@ class GuideView:
 
     title: str
     note: str
-    home: str
     groups: tuple[Group, ...] = ()
     html: str = ""
 
@@ -64,12 +63,12 @@ def render(path: str) -> Response:
     """The list of pages, or one page as it is written. Raises `NotFound`, or `HTTPException` where others are there."""
     name = path.strip("/.")
     if not name:
-        view = GuideView(_("Help"), note(), path_to("/help/"), groups=tuple(list_groups()))
+        view = GuideView(_("Help"), note(), groups=tuple(list_groups()))
         return page("guide.html", shell=Shell(title=view.title), view=view)
     file = find(name)
     if file is None:
         raise HTTPException(404) if DOCS.is_dir() else NotFound(note())
-    view = GuideView(title_of(file), note(), path_to("/help/"), html=to_html(file.read_text("utf-8"), file))
+    view = GuideView(title_of(file), note(), html=to_html(file.read_text("utf-8"), file))
     return page("guide.html", shell=Shell(title=view.title), view=view)
 
 
@@ -112,9 +111,9 @@ def list_entries(title: str, path: str) -> Iterator[Entry]:
     """The page at a path of the navigation, or those of a folder; not the first page, which the list replaces."""
     if path.endswith("/"):
         for file in sorted((DOCS / path).glob("*.md")):
-            yield Entry(title_of(file), address_of(file))
+            yield Entry(title_of(file), path_of(file))
     elif path != "index.md":
-        yield Entry(title, address_of(DOCS / path))
+        yield Entry(title, path_of(DOCS / path))
 
 
 def title_of(file: Path) -> str:
@@ -123,10 +122,10 @@ def title_of(file: Path) -> str:
         return next(lines).removeprefix("# ").strip().replace("`", "")
 
 
-def address_of(file: Path) -> str:
-    """The address of a page."""
+def path_of(file: Path) -> str:
+    """The path of a page, as in `path_to`."""
     folder = re.sub(r"(^|/)index$", "", file.relative_to(DOCS).with_suffix("").as_posix())
-    return path_to(f"/help/{folder}/" if folder else "/help/")
+    return f"/help/{folder}/" if folder else "/help/"
 
 
 def to_html(text: str, file: Path) -> str:
@@ -170,7 +169,7 @@ def rewrite_links(tokens: Sequence[Token], file: Path) -> None:
             outside = target if name and linked is None else ""
             token.hidden = bool(outside)
             if linked:
-                token.attrs["href"] = address_of(linked) + (f"#{anchor}" if anchor else "")
+                token.attrs["href"] = path_to(path_of(linked)) + (f"#{anchor}" if anchor else "")
         elif token.type == "link_close" and outside:
             token.type, token.content = "text", "" if words == outside else f" ({outside})"
         else:

@@ -131,10 +131,7 @@ class TestCommand:
         [
             (["make", "--out", "x", "--n", "0"], "--n: must be at least 1, not 0"),
             (["make", "--out", "x", "--n", "many"], "--n: invalid"),
-            (["train", "--out", "x", "--share", "1.5"], "--share: must be above 0 and at most 1"),
-            (["score", "--model", "m", "--prompts", "p", "--split", "all"], "--split: invalid choice: 'all'"),
-            (["score", "--model", "m", "--prompts", "p", "--limit", "-3"], "--limit: must be at least 1, not -3"),
-            (["train"], "required: --out"),
+            (["make"], "required: --out"),
         ],
     )
     def test_bad_options(self, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,23 +147,10 @@ class TestCommand:
         capsys.readouterr()
         assert "contains other prompts: choose another folder" in self.error([*words, "8"], capsys)
 
-    def test_missing_files_and_folders(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        starter, file = str(SHIPPED.parents[1] / "model"), tmp_path / "file"
-        file.write_text("")
-        nowhere = str(tmp_path / "nowhere")
-        assert "does not contain emoji" in self.error(["make", "--out", nowhere, "--emoji", str(tmp_path)], capsys)
-        assert "no model folder" in self.error(["score", "--model", nowhere, "--prompts", str(SHIPPED)], capsys)
-        assert "no prompts file" in self.error(["score", "--model", starter, "--prompts", nowhere], capsys)
-        assert "contains no prompts" in self.error(["score", "--model", starter, "--prompts", str(file)], capsys)
-        assert "--resume out" in self.error(["train", "--out", nowhere, "--resume"], capsys)
-        assert "unknown device abacus" in self.error(["train", "--out", nowhere, "--device", "abacus"], capsys)
-        assert not (tmp_path / "nowhere").exists()
-
-    def test_prompts_without_scenes(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        path = tmp_path / "prompts.jsonl"
-        path.write_text('{"external_id": "a", "images": ["a.png"], "question": "?"}\n')
-        words = ["score", "--model", str(SHIPPED.parents[1] / "model"), "--prompts", str(path)]
-        assert "a is not a scene" in self.error(words, capsys)
+    def test_missing_emoji(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        nowhere = tmp_path / "nowhere"
+        assert "does not contain emoji" in self.error(["make", "--out", str(nowhere), "--emoji", str(tmp_path)], capsys)
+        assert not nowhere.exists()
 
 
 class TestPromptsFile:

@@ -173,3 +173,25 @@ class TestCommand:
     def test_says_what_is_wrong(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["train", "--out", str(tmp_path / "out"), "--emoji", str(tmp_path)]) == 1
         assert "does not contain" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["train"], "required: --out"),
+            (["train", "--out", "x", "--share", "1.5"], "--share: must be above 0 and at most 1"),
+            (["make", "--out", "x"], "required: --task"),
+            (["score", "--model", "m", "--task", "all"], "--task: invalid choice: 'all'"),
+            (["score", "--model", "m", "--n", "0"], "--n: must be at least 1, not 0"),
+        ],
+    )
+    def test_bad_options(self, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+
+    def test_unknown_device(self, emoji: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        out = tmp_path / "out"
+        assert main(["train", "--out", str(out), "--emoji", str(emoji), "--device", "abacus"]) == 1
+        assert "unknown device abacus" in capsys.readouterr().err
+        assert not out.exists()
