@@ -20,9 +20,17 @@ from app.models.engines import AdapterState, Engine, EngineAdapter, EngineState
 from app.models.erasures import Erasure, ErasureKind, ErasureState, StoreRemoval
 from app.models.judging import Assignment, IdempotencyKey, Pick, Verdict
 from app.models.machine_critics import CandidateScore, CriticJob, MachineAccept
-from app.models.operations import AuditEvent, Count, CountDelta, DeviceClaim, Webhook, WebhookDelivery, Worker
+from app.models.operations import (
+    AuditEvent,
+    Count,
+    CountDelta,
+    DeviceClaim,
+    Publication,
+    Webhook,
+    WebhookDelivery,
+    Worker,
+)
 from app.models.policies import Policy, PolicyVersion
-from app.models.publications import Publication, PublicationState, RepositoryKind
 from app.models.quality import ClaimPosition, CriticStanding, GoldPrompt, PracticeAnswer, ReturnedVerdict, Review
 from app.models.search import AgreementPosition, PromptWords, SetAgreement
 from app.models.states import (
@@ -33,7 +41,9 @@ from app.models.states import (
     DeliveryState,
     ImportState,
     PromptState,
+    PublicationState,
     Purpose,
+    RepositoryKind,
     ReviewKind,
     ReviewState,
     Role,

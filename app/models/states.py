@@ -238,6 +238,20 @@ class ImportState(StrEnum):
     failed = "failed"
 
 
+class RepositoryKind(StrEnum):
+    """What a repository holds."""
+
+    dataset = "dataset"
+    adapter = "adapter"
+
+
+class PublicationState(StrEnum):
+    queued = "queued"
+    running = "running"
+    uploaded = "uploaded"
+    failed = "failed"
+
+
 class DeliveryState(StrEnum):
     """State of a delivery. `failed`: given up after the last try."""
 
