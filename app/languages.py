@@ -57,6 +57,10 @@ class PageReader(Reader):
         self.language = language
         self.catalogue = None if language.code == ENGLISH else translations(language.code)
 
+    def write_number(self, value: float, digits: int) -> str:
+        """As `number` does: only readers of other languages than English are asked."""
+        return number(value, digits)
+
 
 @functools.cache
 def languages() -> Mapping[str, Language]:

@@ -32,9 +32,50 @@ class Reader:
     def __init__(self, catalogue: Catalogue | None = None) -> None:
         self.catalogue = catalogue
 
+    def write_number(self, value: float, digits: int) -> str:
+        """A number of zero or more with so many digits after the point, as the reader's language writes it."""
+        return f"{value:,.{digits}f}"
+
 
 reader: ContextVar[Reader | None] = ContextVar("reader", default=None)
 """The reader of the current request. Threads that work for the request see the same object."""
+
+
+class Number(str):
+    """A number within a phrase. As a text it is written in English, with separators of thousands.
+
+    With `signed` a plus sign stands before what is not negative.
+    """
+
+    __slots__ = ("digits", "signed", "value")
+    value: float
+    digits: int
+    signed: bool
+
+    def __new__(cls, value: float, digits: int = 0, *, signed: bool = False) -> Self:
+        self = super().__new__(cls, _sign(value, signed) + f"{abs(value):,.{digits}f}")
+        self.value, self.digits, self.signed = value, digits, signed
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Numbers travel between processes with their phrases."""
+        return _number_from_stored, (self.stored(),)
+
+    def told_to(self, now: Reader) -> str:
+        """The number as the language of a reader writes it."""
+        return _sign(self.value, self.signed) + now.write_number(abs(self.value), self.digits)
+
+    def stored(self) -> dict[str, Any]:
+        """The number as JSON can hold it."""
+        return {"value": self.value, "digits": self.digits, "signed": self.signed}
+
+
+def _sign(value: float, signed: bool) -> str:
+    return "\u2212" if value < 0 else "+" if signed else ""
+
+
+def _number_from_stored(kept: Mapping[str, Any]) -> Number:
+    return Number(kept["value"], kept["digits"], signed=kept["signed"])
 
 
 class Phrase(str):
@@ -76,10 +117,10 @@ class Phrase(str):
     def told(self) -> str:
         """The phrase in the language of the current reader."""
         now = reader.get()
-        return str(self) if now is None or now.catalogue is None else self.told_by(now.catalogue)
+        return str(self) if now is None or now.catalogue is None else self._told_to(now, now.catalogue)
 
-    def told_by(self, catalogue: Catalogue) -> str:
-        """The phrase in the language of `catalogue`, English where it has no such message."""
+    def _told_to(self, now: Reader, catalogue: Catalogue) -> str:
+        """The phrase in the language of `catalogue`, that of the reader; English where it has no such message."""
         if self.plural is None:
             pattern = (
                 catalogue.gettext(self.message)
@@ -91,7 +132,11 @@ class Phrase(str):
         else:
             pattern = catalogue.npgettext(self.context, self.message, self.plural, self.number)
         values = {
-            name: value.told_by(catalogue) if isinstance(value, Phrase) else value
+            name: value._told_to(now, catalogue)
+            if isinstance(value, Phrase)
+            else value.told_to(now)
+            if isinstance(value, Number)
+            else value
             for name, value in self.values.items()
         }
         return pattern % values
@@ -112,7 +157,7 @@ class Phrase(str):
             name: value.changed(change)
             if isinstance(value, Phrase)
             else change(value)
-            if isinstance(value, str)
+            if isinstance(value, str) and not isinstance(value, Number)
             else value
             for name, value in self.values.items()
         }
@@ -120,14 +165,14 @@ class Phrase(str):
 
 
 def _storable(value: Any) -> Any:
-    if isinstance(value, Phrase):
+    if isinstance(value, Phrase | Number):
         return value.stored()
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def from_stored(kept: Mapping[str, Any]) -> Phrase:
     """The phrase that `Phrase.stored` wrote. Raises KeyError, TypeError for anything else."""
-    values = {name: from_stored(value) if isinstance(value, dict) else value for name, value in kept["values"].items()}
+    values = {name: _value_from_stored(value) for name, value in kept["values"].items()}
     return Phrase(
         kept["message"],
         values,
@@ -135,6 +180,12 @@ def from_stored(kept: Mapping[str, Any]) -> Phrase:
         number=kept.get("number", 1),
         context=kept.get("context"),
     )
+
+
+def _value_from_stored(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return from_stored(value) if "message" in value else _number_from_stored(value)
 
 
 def stored_of(text: str | None) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from starlette.datastructures import FormData
 
 from app.errors import Invalid
 from app.services.kernel.text_rules import refuse_unstorable, text_problem
+from illume.validation import name_problem
 
 
 async def check_request(request: Request) -> None:
@@ -35,7 +36,7 @@ def check_texts(fields: Iterable[tuple[str, Any]]) -> None:
         reason = text_problem(name) or (text_problem(value) if isinstance(value, str) else "")
         if reason:
             place = name.replace("\x00", "")
-            raise Invalid(f"{place}: {reason}.", field=place)
+            raise Invalid(name_problem(place, reason), field=place)
 
 
 def check_form(form: FormData) -> FormData:

@@ -10,6 +10,7 @@ from pathlib import Path
 from illume.critics.rows import JudgedRationale
 from illume.critics.texts import critic_texts
 from illume.model.vlm import Vlm, set_adapter
+from illume.phrases import _
 from illume.settings import CriticSettings
 from illume.tuning.distributed import SingleProcess
 from illume.tuning.lora import begin_adapter, store_adapter
@@ -56,9 +57,9 @@ def fit_critic(
     for part in parts:
         picked = sum(one.picked for one in part)
         if not picked:
-            raise TooFewVerdictsError("a machine critic needs picked rationales of at least two pictures")
+            raise TooFewVerdictsError(_("a machine critic needs picked explanations of at least two pictures"))
         if settings.kind == "verifier" and picked == len(part):
-            raise TooFewVerdictsError("a verifier needs rationales that were turned down, of at least two pictures")
+            raise TooFewVerdictsError(_("this machine critic needs rejected explanations of at least two pictures"))
     for half, part in enumerate(parts):
 
         def report(done: float, before: int = half) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from illume.evaluation.metrics import Interval, paired_bootstrap
-from illume.phrases import Phrase, _, ngettext
+from illume.phrases import Number, Phrase, _, ngettext
 
 METRIC_NAMES = {
     "rouge_l": _("ROUGE-L of samples"),
@@ -109,8 +109,8 @@ def decide(
     change = comparison.new_accuracy - comparison.parent_accuracy
     answers = _(
         "answer accuracy %(before)s %% before, %(now)s %% now",
-        before=f"{100 * comparison.parent_accuracy:.1f}",
-        now=f"{100 * comparison.new_accuracy:.1f}",
+        before=Number(100 * comparison.parent_accuracy, 1),
+        now=Number(100 * comparison.new_accuracy, 1),
     )
     if change < -max_answer_drop - 1e-9:  # in floating point 0.90 - 0.88 is a little more than 0.02
         reason = _(
@@ -118,7 +118,7 @@ def decide(
             " points may be lost.",
             gain=gain,
             answers=answers,
-            points=f"{100 * max_answer_drop:.1f}",
+            points=Number(100 * max_answer_drop, 1),
         )
         return Decision(False, "no clear difference", reason, interval)
     return Decision(True, outcome, _("Better: %(gain)s; %(check)s.", gain=gain, check=answers), interval)
@@ -206,13 +206,12 @@ def reword_reason(reason: str, change: Mapping[str, Any] | None) -> str:
     return reason if found["words"] == "Better" else f"No clear difference: {reason[:1].lower()}{reason[1:]}"
 
 
-def _signed(value: float) -> str:
-    """Formats a change with its sign, using the minus sign of Unicode."""
-    return f"{value:+.4f}".replace("-", "\u2212")
+def _signed(value: float) -> Number:
+    return Number(value, 4, signed=True)
 
 
-def _number(value: float) -> str:
-    return f"{value:.4f}".replace("-", "\u2212")
+def _number(value: float) -> Number:
+    return Number(value, 4)
 
 
 def primary_values(scores: Mapping[str, Any], metric: str) -> list[float | None]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict
 
-from illume.phrases import _
+from illume.phrases import Number, _
 from illume.validation import FieldError, read_record
 
 Status = Literal["default", "allowed", "strict"]
@@ -27,7 +27,7 @@ def check_text(name: str, text: str, *, most: int) -> None:
     if not text.strip():
         raise FieldError(name, _("a text is needed"))
     if len(text) > most:
-        raise FieldError(name, _("at most %(most)s characters, not %(n)s", most=f"{most:,}", n=f"{len(text):,}"))
+        raise FieldError(name, _("at most %(most)s characters, not %(n)s", most=Number(most), n=Number(len(text))))
     if not is_plain(text):
         raise FieldError(name, _("control characters and halves of characters cannot be kept"))
 
@@ -100,7 +100,7 @@ class Policy:
             if getattr(self, name):
                 check_text(name, getattr(self, name), most=MAX_CHARACTERS if name == "header" else MAX_NAME)
         if self.longest > MAX_CHARACTERS:
-            most, n = f"{MAX_CHARACTERS:,}", f"{self.longest:,}"
+            most, n = Number(MAX_CHARACTERS), Number(self.longest)
             raise ValueError(_("the text may have %(n)s characters, and %(most)s at most are possible", n=n, most=most))
 
     @property

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from illume.end_with_parent import end_with
 from illume.errors import UNEXPECTED_ERRORS, VlmError
 from illume.model.folder import check_folder, check_weights, place_of
-from illume.phrases import _, kept, said_by, stored_of
+from illume.phrases import Number, _, kept, said_by, stored_of
 
 SECONDS = 120.0
 MEMORY_BYTES = 8 * 2**30
@@ -101,7 +101,7 @@ def describe(base: str, *, allow_pickle: bool = False) -> Description:
     except UNEXPECTED_ERRORS as error:
         raise VlmError(_("%(base)s cannot read a prompt: %(error)s", base=base, error=said_by(error))) from error
     pictures_first = find_pictures_first(vlm)
-    values = {"type": config.model_type, "count": f"{len(processor.tokenizer):,}"}
+    values = {"type": config.model_type, "count": Number(len(processor.tokenizer))}
     words = (
         _("a %(type)s model with %(count)s tokens in its vocabulary, with a chat template", **values)
         if processor.chat_template

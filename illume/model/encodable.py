@@ -8,7 +8,7 @@ from pathlib import Path
 from illume.errors import UNEXPECTED_ERRORS
 from illume.model.prompting import PromptText, answer_prompt, count_characters, rationale_prompt, shown_images
 from illume.model.vlm import Vlm, bare_model, encode
-from illume.phrases import changed, ngettext, said_by
+from illume.phrases import Number, changed, ngettext, said_by
 from illume.records import Example
 
 TOO_LONG = "this model reads"
@@ -78,8 +78,8 @@ def reason_unreadable(vlm: Vlm, prompt: Prompt) -> str | None:
             "%(count)s token with its images, this model reads %(limit)s",
             "%(count)s tokens with its images, this model reads %(limit)s",
             n_tokens,
-            count=f"{n_tokens:,}",
-            limit=f"{limit:,}",
+            count=Number(n_tokens),
+            limit=Number(limit),
         )
     return None
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from illume.end_with_parent import signal_on_parent_end
 from illume.model.language_layers import decoder_layers, language_model
-from illume.phrases import kept
+from illume.phrases import _, kept
 from illume.tuning.accelerate_file import AccelerateFile
 from illume.tuning.job import EXIT_KILLED, JobError, KilledError, Request, Stopped, read_json
 
@@ -123,7 +123,7 @@ def launch(folder: Path, *, processes: int, accelerate_config: str | None = None
     if launcher.poll() is None:
         processes_left = [*psutil.Process(launcher.pid).children(recursive=True), psutil.Process(launcher.pid)]
         launcher.send_signal(signal.SIGTERM)
-        _, left = psutil.wait_procs(processes_left, timeout=_STOP_SECONDS)
+        _gone, left = psutil.wait_procs(processes_left, timeout=_STOP_SECONDS)
         for process in left:  # waiting for a rank that has ended
             process.kill()
         launcher.wait()
@@ -131,9 +131,9 @@ def launch(folder: Path, *, processes: int, accelerate_config: str | None = None
         raise Stopped
     if launcher.returncode == EXIT_KILLED:
         (folder / "error.json").unlink(missing_ok=True)  # of a process that waited for the killed one
-        raise KilledError("one of the round's processes was killed: perhaps memory ran out")
+        raise KilledError(_("one of the round's processes was killed: perhaps memory ran out"))
     if not (folder / "result.json").exists():
         if (folder / "error.json").exists():
             error = read_json(folder / "error.json")
             raise JobError(kept(error["message"], error.get("phrase")))
-        raise RuntimeError("one of the round's processes ended without a message: perhaps memory ran out")
+        raise RuntimeError(_("one of the round's processes ended without a message: perhaps memory ran out"))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from babel.messages.catalog import Catalog, Message
 
+from app import errors
 from app.languages import languages, read_catalogue
 from app.settings import ROOT
 from tests.literal_texts import all_found
@@ -68,6 +69,55 @@ class TestEachLanguage:
                 if "%" in VALUE.sub("", told).replace("%%", ""):
                     wrong.append((text, told))
         assert wrong == []
+
+
+def calls(*folders: str) -> Iterator[tuple[str, ast.Call]]:
+    """All calls in the programs of some folders, each with its place."""
+    for folder in folders:
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call):
+                    yield f"{file.relative_to(ROOT)}:{node.lineno}", node
+
+
+def values_of_messages() -> Iterator[tuple[str, ast.expr]]:
+    """What is put into messages. A `field` may be the name of one, which is the same in every language."""
+    for place, call in calls("app", "illume", "worker"):
+        if isinstance(call.func, ast.Name) and call.func.id in TEXTS:
+            yield from ((place, given.value) for given in call.keywords if given.arg != "field")
+
+
+def words_in(value: ast.expr) -> bool:
+    """Whether words are written out in a value, as `"cells"` or `"cell" if n == 1 else "cells"`."""
+    if isinstance(value, ast.IfExp):
+        return words_in(value.body) or words_in(value.orelse)
+    parts = value.values if isinstance(value, ast.JoinedStr) else [value]
+    texts = [one.value for one in parts if isinstance(one, ast.Constant)]
+    return any(re.search(r"[^\W\d_]", text) for text in texts if isinstance(text, str))
+
+
+def writes_a_number(value: ast.expr) -> bool:
+    """Whether a number is written with separators of thousands, which is English in every language."""
+    holes = [one.format_spec for one in ast.walk(value) if isinstance(one, ast.FormattedValue)]
+    return any("," in ast.unparse(spec) for spec in holes if spec is not None)
+
+
+def test_values_of_messages_are_no_words_and_no_written_numbers() -> None:
+    found = list(values_of_messages())
+    assert len(found) > 300
+    assert [place for place, value in found if words_in(value)] == []
+    assert [place for place, value in found if writes_a_number(value)] == []  # `Number` of `illume.phrases` does it
+
+
+def test_errors_of_pages_are_phrases() -> None:
+    names = {name for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, Exception)}
+    raised = [
+        (place, call.args[0])
+        for place, call in calls("app/http", "app/services", "app/web")
+        if ast.unparse(call.func) in names and call.args
+    ]
+    assert len(raised) > 300
+    assert [place for place, text in raised if isinstance(text, ast.JoinedStr | ast.BinOp) or words_in(text)] == []
 
 
 def test_messages_are_constants() -> None:

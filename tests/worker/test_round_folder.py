@@ -9,6 +9,7 @@ import pytest
 from app.services.projects import policies
 from app.services.rounds.snapshots import RoundPlan
 from illume.evaluation.activation import compare, decide
+from illume.evaluation.metrics import METRICS_VERSION
 from illume.evaluation.structured import score_answers
 from illume.fields.answers import answer_json
 from illume.fields.definitions import read_answer_fields
@@ -131,6 +132,12 @@ class TestSettingsHash:
         )
         assert earlier == unknown
         assert len({earlier, german, english}) == 3
+
+    def test_scores_of_other_metrics_are_not_taken_for_these(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        plan = RoundPlan(1, "starter", "rouge_l", 1, {})
+        before = settings_hash(plan, TuningSettings())
+        monkeypatch.setattr("worker.round_folder.METRICS_VERSION", METRICS_VERSION + 1)
+        assert settings_hash(plan, TuningSettings()) != before
 
     def test_scores_of_a_base_model_in_fewer_bits_are_those_of_another_model(self) -> None:
         plan = RoundPlan(1, "starter", "rouge_l", 1, {})

@@ -13,7 +13,7 @@ from app.errors import Invalid
 from app.services.imports.names import NameIndex, RawNames, escapes_folder
 from app.services.imports.tables.rows import OpenTable
 from app.services.imports.tables.table import SUFFIXES
-from illume.phrases import _
+from illume.phrases import Number, _
 
 MAX_MEMBERS = 400_000
 MAX_UNPACKED = 64 * 1024 * 1024 * 1024
@@ -110,7 +110,7 @@ def check_members(members: list[zipfile.ZipInfo]) -> None:
     """Raise `Invalid` for zip bombs and for names that point outside. A false size is noticed when the file is read."""
     if len(members) > MAX_MEMBERS:
         raise Invalid(
-            _("The zip holds over %(max_members)s files: import it in parts.", max_members=f"{MAX_MEMBERS:,}"),
+            _("The zip holds over %(max_members)s files: import it in parts.", max_members=Number(MAX_MEMBERS)),
             field="file",
         )
     bad = next((one.filename for one in members if escapes_folder(one.filename)), None)
@@ -123,8 +123,8 @@ def check_members(members: list[zipfile.ZipInfo]) -> None:
         raise Invalid(
             _(
                 "The zip has %(value)s kB and would unpack to %(value2)s MB: this is refused.",
-                value=f"{packed >> 10:,}",
-                value2=f"{unpacked >> 20:,}",
+                value=Number(packed >> 10),
+                value2=Number(unpacked >> 20),
             ),
             field="file",
         )

@@ -24,7 +24,7 @@ from app.services.kernel.isolated import Limits
 from app.services.kernel.store import KEY_FORM
 from app.services.prompts import images
 from app.services.prompts.decoding import MAX_BYTES, EncodedImage, TooManyPixels
-from illume.phrases import _, followed_by
+from illume.phrases import Number, _, followed_by
 
 log = logging.getLogger(__name__)
 IMAGE_SECONDS = 20.0
@@ -130,7 +130,7 @@ class ImportFile:
             raise Invalid(
                 _(
                     "The name of the image has over %(max_url_length)s characters.",
-                    max_url_length=f"{MAX_URL_LENGTH:,}",
+                    max_url_length=Number(MAX_URL_LENGTH),
                 ),
                 field="images",
             )

@@ -45,7 +45,7 @@ from app.services.prompts.prompts import PromptIn
 from app.services.prompts.val_split import VAL_SHARE
 from illume.fields.definitions import AnswerFields
 from illume.fields.variants import Change
-from illume.phrases import _
+from illume.phrases import Number, _
 
 MAX_FILE = 2 * 1024 * 1024 * 1024
 SAMPLE = 100
@@ -158,7 +158,7 @@ def plan_upload(
         raise Invalid(
             _(
                 "The first rows have %(count)s different columns; at most %(max_columns)s are read.",
-                count=f"{len(columns):,}",
+                count=Number(len(columns)),
                 max_columns=MAX_COLUMNS,
             ),
             field="file",

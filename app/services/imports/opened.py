@@ -30,7 +30,7 @@ from app.services.imports.tables.rows import (
 from app.services.imports.tables.table import Table, TableForm, TableKind, detect_kind, find_encoding
 from app.services.kernel.text_rules import MAX_DEPTH
 from app.services.prompts.decoding import MAX_BYTES, EncodedImage, decode
-from illume.phrases import _
+from illume.phrases import Number, _
 
 CHUNK_ROWS = 64
 CHUNK_BYTES = 8 * 1024 * 1024
@@ -201,7 +201,7 @@ def checked(row: TableRow) -> TableRow:
             Invalid(
                 _(
                     "The row has %(count)s columns; at most %(max_columns)s are read.",
-                    count=f"{len(row.values):,}",
+                    count=Number(len(row.values)),
                     max_columns=MAX_COLUMNS,
                 )
             ),

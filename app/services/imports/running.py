@@ -35,7 +35,7 @@ from app.services.prompts.prompts import AddResult, add_prompts
 from app.services.prompts.variants import multiply
 from app.settings import get_settings
 from illume.fields.variants import Change
-from illume.phrases import _, changed, followed_by, kept
+from illume.phrases import Number, _, changed, followed_by, kept
 
 log = logging.getLogger(__name__)
 MAX_TRIES = 5
@@ -185,7 +185,7 @@ def _finish(claim: ImportClaim, state: ImportState, *, error: str | None = None,
     with contextlib.suppress(LeaseLostError), session_scope() as session:
         found = _held(session, claim)
         if broken and error is not None and found.done:
-            place = _("It breaks off behind row %(row)s; the rows before that are imported.", row=f"{found.done:,}")
+            place = _("It breaks off behind row %(row)s; the rows before that are imported.", row=Number(found.done))
             error = followed_by(error, place)
         _close(session, found, state, error)
 

@@ -24,7 +24,7 @@ import httpcore
 
 from app.errors import Invalid, TooLarge
 from app.settings import get_settings
-from illume.phrases import _
+from illume.phrases import Number, _
 
 MAX_REDIRECTS = 3
 MAX_URL_LENGTH = 2000
@@ -159,7 +159,7 @@ def find_place(url: str, reach: Reach, *, seconds: float = RESOLVE_SECONDS) -> P
     """Check and resolve a URL. Raises `Invalid` if it may not be requested, `Unreachable` for an unknown host name."""
     if len(url) > MAX_URL_LENGTH:
         raise Invalid(
-            _("A web address has %(max_url_length)s characters at most.", max_url_length=f"{MAX_URL_LENGTH:,}"),
+            _("A web address has %(max_url_length)s characters at most.", max_url_length=Number(MAX_URL_LENGTH)),
             field="url",
         )
     try:

@@ -112,8 +112,10 @@ def check_events(events: Sequence[str]) -> list[str]:
     """The events without duplicates. Raises `Invalid` for an unknown event or none."""
     unknown = next((event for event in events if event not in EVENTS), None)
     if unknown is not None or not events:
-        what = "Choose an event" if unknown is None else f"There is no event '{unknown[:60]}'"
-        raise Invalid(f"{what}: {', '.join(EVENTS)}.", field="events")
+        names = ", ".join(EVENTS)
+        if unknown is None:
+            raise Invalid(_("Choose an event: %(names)s.", names=names), field="events")
+        raise Invalid(_("There is no event '%(bad)s': %(names)s.", bad=unknown[:60], names=names), field="events")
     return [event for event in EVENTS if event in events]
 
 

@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from app.errors import DomainError, Invalid, Unavailable
-from illume.phrases import _
+from illume.phrases import Number, _
 from illume.root import module_path
 
 log = logging.getLogger(__name__)
@@ -256,7 +256,7 @@ def answer(connection: Connection) -> bool:
         return False
     except MemoryError:
         connection.send(
-            ("fatal", Unreadable(_("it needs over %(memory)s MB of memory", memory=f"{limits.memory >> 20:,}")))
+            ("fatal", Unreadable(_("it needs over %(memory)s MB of memory", memory=Number(limits.memory >> 20))))
         )
         return False
     except DomainError as error:

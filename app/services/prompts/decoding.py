@@ -15,7 +15,7 @@ import pillow_heif
 from PIL import ImageFile, UnidentifiedImageError
 
 from app.errors import Invalid, TooLarge
-from illume.phrases import Phrase, _
+from illume.phrases import Number, Phrase, _
 from illume.pictures import Change, as_seen, scaled_down
 
 MAX_BYTES = 20 * 1024 * 1024
@@ -160,7 +160,7 @@ def _opened(data: bytes, *, most_pixels: int = MAX_PIXELS) -> ImageFile.ImageFil
 def _describe_size(picture: PIL.Image.Image, most_pixels: int) -> Phrase:
     """Why a picture is too large: its size, and which limit that exceeds."""
     pixels = picture.width * picture.height
-    size = {"width": f"{picture.width:,}", "height": f"{picture.height:,}", "n": f"{pixels / 1_000_000:.1f}"}
+    size = {"width": Number(picture.width), "height": Number(picture.height), "n": Number(pixels / 1_000_000, 1)}
     if pixels > most_pixels:
         return _(
             "The image has %(width)s x %(height)s pixels (%(n)s megapixels); at most %(most)s megapixels are taken.",
@@ -169,7 +169,7 @@ def _describe_size(picture: PIL.Image.Image, most_pixels: int) -> Phrase:
         )
     return _(
         "The image has %(width)s x %(height)s pixels (%(n)s megapixels); at most %(most)s pixels a side are taken.",
-        most=f"{MAX_SIDE:,}",
+        most=Number(MAX_SIDE),
         **size,
     )
 

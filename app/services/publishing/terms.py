@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from app.errors import Invalid
-from illume.phrases import _
+from illume.phrases import Number, _
 from illume.texts import LANGUAGE_TAG
 
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,59}")
@@ -40,7 +40,7 @@ def parse_terms(licence: str, languages: Iterable[str]) -> Terms:
         raise Invalid(
             _(
                 "language: %(count)s were named; at most %(most_languages)s are written.",
-                count=f"{len(found):,}",
+                count=Number(len(found)),
                 most_languages=MOST_LANGUAGES,
             ),
             field="language",

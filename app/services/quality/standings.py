@@ -15,7 +15,7 @@ from app.services.kernel import audit
 from app.services.kernel.actors import Actor, require
 from app.services.kernel.rights import Right
 from app.settings import path_to
-from illume.phrases import _
+from illume.phrases import Number, _
 
 MOST_A_DAY = 10_000
 MAX_GOLD_VERDICTS = 50
@@ -217,7 +217,7 @@ def set_target(session: Session, actor: Actor, project: Project, critic_id: int,
         raise NotFound(_("There is no such critic."))
     if target is not None and not 1 <= target <= MOST_A_DAY:
         raise Invalid(
-            _("A daily target is a number from 1 to %(most_a_day)s.", most_a_day=f"{MOST_A_DAY:,}"), field="target"
+            _("A daily target is a number from 1 to %(most_a_day)s.", most_a_day=Number(MOST_A_DAY)), field="target"
         )
     statement = """
         INSERT INTO critic_standings AS d (project_id, critic_id, daily_target) VALUES (:project, :critic, :target)

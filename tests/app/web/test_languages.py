@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from app import languages
 from app.models import Role
 from app.web import rendering
-from illume.phrases import Phrase, _, from_stored, ngettext, pgettext, reader, told
+from illume.phrases import Number, Phrase, _, from_stored, ngettext, pgettext, reader, told
 from tests.app.web.catalogues import speaking
 from tests.app.web.conftest import Browser, person
 
@@ -86,6 +86,31 @@ class TestPhrases:
         for again in (from_stored(phrase.stored()), pickle.loads(pickle.dumps(phrase))):  # noqa: S301 - our own
             assert isinstance(again, Phrase)
             assert (again, again.told()) == (phrase, phrase.told())
+
+    @pytest.mark.parametrize(
+        ("number", "english", "german"),
+        [
+            (Number(1234567), "1,234,567", "1.234.567"),
+            (Number(1234.56, 1), "1,234.6", "1.234,6"),
+            (Number(0.5, 4, signed=True), "+0.5000", "+0,5000"),
+            (Number(-0.00001, 4, signed=True), "\u22120.0000", "\u22120,0000"),
+            (Number(-12.3456, 4), "\u221212.3456", "\u221212,3456"),
+        ],
+    )
+    def test_numbers_are_written_as_the_reader_does(self, number: Number, english: str, german: str) -> None:
+        phrase = _("Hello, %(name)s", name=_("%(n)s years", n=number))
+        assert phrase == f"Hello, {english} years"
+        for again in (
+            phrase,
+            from_stored(phrase.stored()),
+            pickle.loads(pickle.dumps(phrase)),  # noqa: S301 - our own
+            phrase.changed(str.upper),
+        ):
+            assert again == phrase
+            with languages.reading(languages.languages()["en"]):
+                assert told(again) == phrase
+            with languages.reading(languages.languages()["de"]):
+                assert told(again) == f"Hello, {german} years"
 
     def test_without_a_value_it_names_it(self) -> None:
         with pytest.raises(KeyError, match="name"):

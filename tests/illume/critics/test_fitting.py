@@ -169,10 +169,10 @@ class TestFitting:
         self, vlm: Vlm, examples: list[Example], judged: list[JudgedRationale], tmp_path: Path
     ) -> None:
         halves = assign_halves(examples, {}, seed=0)
-        with pytest.raises(TooFewVerdictsError, match="picked rationales of at least two"):
+        with pytest.raises(TooFewVerdictsError, match="picked explanations of at least two"):
             fit_critic(vlm, judged[:1], halves, VERIFIER, tmp_path)
         picked = [one for one in judged if one.picked]
-        with pytest.raises(TooFewVerdictsError, match="turned down"):
+        with pytest.raises(TooFewVerdictsError, match="rejected explanations"):
             fit_critic(vlm, picked, halves, VERIFIER, tmp_path)
         assert not any(tmp_path.iterdir())
         assert torch.is_grad_enabled()

@@ -15,7 +15,7 @@ from app.services.imports.tables.rows import (
     TableRow,
     check_column,
 )
-from illume.phrases import _
+from illume.phrases import Number, _
 
 MAX_ROW_GROUP = 2 * 1024 * 1024 * 1024
 PARQUET_ROWS = 16
@@ -52,8 +52,8 @@ def parquet_rows(
                     lost = Invalid(
                         _(
                             "Rows %(value)s to %(end)s of the Parquet file cannot be read: %(error)s.",
-                            value=f"{number + 1:,}",
-                            end=f"{end:,}",
+                            value=Number(number + 1),
+                            end=Number(end),
                             error=why(error),
                         )
                     )
@@ -100,7 +100,7 @@ def choose_groups(metadata: Any, after: int) -> tuple[list[int], int]:
         raise Invalid(
             _(
                 "The Parquet file says that it has %(num_rows)s rows: %(too_many_rows)s",
-                num_rows=f"{metadata.num_rows:,}",
+                num_rows=Number(metadata.num_rows),
                 too_many_rows=TOO_MANY_ROWS,
             ),
             field="file",
@@ -125,7 +125,7 @@ def columns_to_read(file: Any, columns: Sequence[str] | None) -> list[str] | Non
         raise Invalid(
             _(
                 "The Parquet file has %(count)s columns; at most %(max_columns)s are read.",
-                count=f"{len(names):,}",
+                count=Number(len(names)),
                 max_columns=MAX_COLUMNS,
             ),
             field="file",

@@ -17,6 +17,7 @@ from illume.phrases import _, ngettext
 
 MAX_RECORD_LINES = 1000
 OVERLONG = "\udcff a line that was cut off"
+NAMELESS = _("The CSV file has no header with the names of its columns.")
 DELIMITERS = ",;\t|"
 SAMPLED_LINES = 200
 MOST_SAMPLED = 256 * 1024
@@ -49,7 +50,7 @@ def csv_rows(open_table: OpenTable, encoding: str = UTF_8) -> Generator[TableRow
             )
         if not is_text("".join(header)):
             raise Invalid(_("The header %(encoding)s", encoding=not_encoded(encoding)), field="file")
-        for row in csv_body_rows(records, read_header(header, "CSV file"), encoding):
+        for row in csv_body_rows(records, read_header(header, NAMELESS), encoding):
             yield with_line_feeds(row) if start.by_return else row
 
 

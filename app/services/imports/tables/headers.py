@@ -8,7 +8,7 @@ from typing import Any
 
 from app.errors import Invalid
 from app.services.imports.tables.rows import MAX_COLUMNS, check_column
-from illume.phrases import _
+from illume.phrases import Number, _
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +19,16 @@ class Header:
     width: int
 
 
-def read_header(names: Sequence[str], what: str) -> Header:
-    """Read the header of a table, `what`. Raises `Invalid` if it names no columns, one twice, or too many."""
+def read_header(names: Sequence[str], nameless: str) -> Header:
+    """Read the header of a table. Raises `Invalid`: `nameless` if it names no columns, or if one twice, or too many."""
     named = {place: name.strip() for place, name in enumerate(names) if name.strip()}
     if not named:
-        raise Invalid(_("The %(what)s has no header with the names of its columns.", what=what), field="file")
+        raise Invalid(nameless, field="file")
     if len(named) > MAX_COLUMNS:
         raise Invalid(
             _(
                 "The header has %(count)s columns; at most %(max_columns)s are read.",
-                count=f"{len(named):,}",
+                count=Number(len(named)),
                 max_columns=MAX_COLUMNS,
             ),
             field="file",

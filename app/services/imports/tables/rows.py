@@ -10,14 +10,14 @@ from typing import IO, Any
 
 from app.errors import Invalid
 from app.services.kernel.text_rules import MAX_DEPTH, text_problem
-from illume.phrases import _
+from illume.phrases import Number, _
 
 MAX_LINE = 4 * 1024 * 1024
 MAX_ROWS = 20_000_000
 MAX_COLUMNS = 500
 MAX_COLUMN_NAME = 200
 SKIPPED_ROWS = 1000
-TOO_MANY_ROWS = f"at most {MAX_ROWS:,} are imported at once."
+TOO_MANY_ROWS = _("at most %(most)s are imported at once.", most=Number(MAX_ROWS))
 
 OpenTable = Callable[[], AbstractContextManager[IO[bytes]]]
 

@@ -13,7 +13,7 @@ from typing import Any
 from app.errors import Invalid
 from app.services.imports.tables.headers import is_too_long, read_header, row_values
 from app.services.imports.tables.rows import MAX_COLUMN_NAME, SKIPPED_ROWS, OpenTable, TableRow
-from illume.phrases import _
+from illume.phrases import Number, _, ngettext
 
 MAX_SHEET_ROWS = 1_048_576
 MAX_SHEET_COLUMNS = 16_384
@@ -22,6 +22,7 @@ EXACT = 10**15
 """Excel keeps 15 digits of a number."""
 LARGEST = 10**300
 VISIBLE = "visible"
+NAMELESS = _("The first sheet has no header with the names of its columns.")
 ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")
 NUMBER_FORMAT = re.compile(r"(?P<whole>#,##0|#|0+)(?:\.(?P<fraction>0+))?(?P<percent>%?)")
 """The formats of numbers that are followed; others show a number as it is."""
@@ -76,16 +77,16 @@ def sheet_rows(open_table: OpenTable) -> Generator[TableRow | None, None, None]:
             if all(one in (None, "") for one in fields):
                 continue
             if header is None:
-                header = read_header(["" if one is None else str(one) for one in fields], "first sheet")
+                header = read_header(["" if one is None else str(one) for one in fields], NAMELESS)
             elif is_too_long(fields, header):
                 used = max(place for place, one in enumerate(fields, 1) if one not in (None, ""))
                 yield TableRow(
                     number,
                     Invalid(
-                        _(
-                            "The row has %(used)s %(value)s, the header has %(width)s.",
-                            used=used,
-                            value="cell" if used == 1 else "cells",
+                        ngettext(
+                            "The row has %(num)s cell, the header has %(width)s.",
+                            "The row has %(num)s cells, the header has %(width)s.",
+                            used,
                             width=header.width,
                         )
                     ),
@@ -102,7 +103,7 @@ def sheet_rows(open_table: OpenTable) -> Generator[TableRow | None, None, None]:
             else:
                 yield TableRow(number, row_values(fields, header))
         if header is None:
-            read_header([], "first sheet")
+            read_header([], NAMELESS)
 
 
 def numbered_rows(sheet: Any) -> Iterator[tuple[int, Sequence[Any]]]:
@@ -115,7 +116,7 @@ def numbered_rows(sheet: Any) -> Iterator[tuple[int, Sequence[Any]]]:
             raise Invalid(_("The sheet has more rows or columns than Excel allows."), field="file")
         if total > MAX_CELLS:
             raise Invalid(
-                _("The sheet has over %(max_cells)s cells: save it as CSV.", max_cells=f"{MAX_CELLS:,}"), field="file"
+                _("The sheet has over %(max_cells)s cells: save it as CSV.", max_cells=Number(MAX_CELLS)), field="file"
             )
         yield number, cells
 

@@ -16,7 +16,7 @@ from app.services.imports.tables.encodings import ENCODINGS, UNICODE
 from app.services.imports.tables.table import TableForm, TableKind
 from app.services.prompts.val_split import VAL_SHARE
 from app.web.words import VARIANT_WORDS
-from illume.phrases import _, ngettext
+from illume.phrases import Number, _, ngettext
 
 SHOWN_TEXT = 160
 COUNTED_ROWS = 20_000
@@ -192,9 +192,9 @@ def describe_val(plan: ImportPlan, rows: int) -> str:
         return _("Put %(share)s %% of the images into val (rows without a split)", share=share)
     n = round(VAL_SHARE * rows)
     if rows == COUNTED_ROWS:
-        some = ngettext("over %(count)s prompt", "over %(count)s prompts", n, count=f"{n:,}")
+        some = ngettext("over %(count)s prompt", "over %(count)s prompts", n, count=Number(n))
     else:
-        some = ngettext("about %(count)s prompt", "about %(count)s prompts", n, count=f"{n:,}")
+        some = ngettext("about %(count)s prompt", "about %(count)s prompts", n, count=Number(n))
     return _(
         "These prompts have no val split: put %(share)s %% of the images (%(some)s) into val", share=share, some=some
     )

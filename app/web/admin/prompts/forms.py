@@ -179,7 +179,8 @@ def store_images(session: Session, who: SignedIn, form: FormData) -> list[str]:
         try:
             found.append(store_image(session, who.actor, one).sha256)
         except (Invalid, TooLarge) as error:
-            raise Invalid(f"{one.filename}: {error.detail}", field="images") from error
+            detail = _("%(name)s: %(sentence)s", name=(one.filename or "")[:100], sentence=error.detail)
+            raise Invalid(detail, field="images") from error
     return found
 
 

@@ -10,6 +10,8 @@ from app import languages
 from app.errors import DomainError, Invalid
 from app.services.imports.files import about
 from app.services.imports.layouts import find_missing, make_plan
+from app.services.imports.tables.delimited import NAMELESS
+from app.services.imports.tables.headers import read_header
 from app.services.imports.tables.lines import parse_document
 from app.services.imports.tables.rows import check_column
 from app.services.imports.tables.table import TableKind
@@ -51,7 +53,17 @@ def broken() -> None:
             lambda: picture(30_000, 1),
             "a.png: The image has 30,000 x 1 pixels (0.0 megapixels); at most 20,000 pixels a side are taken. "
             "The import can scale such images down.",
-            "höchstens 20,000 Pixel pro Seite sind möglich.",
+            "Das Bild hat 30.000 × 1 Pixel (0,0 Megapixel); höchstens 20.000 Pixel pro Seite sind möglich.",
+        ),
+        (
+            lambda: read_header([f"c{n}" for n in range(1001)], NAMELESS),
+            "The header has 1,001 columns; at most 500 are read.",
+            "1.001 Spalten",
+        ),
+        (
+            lambda: read_header([""], NAMELESS),
+            "The CSV file has no header with the names of its columns.",
+            "In der CSV-Datei fehlt eine Kopfzeile",
         ),
         (broken, "a.png: The image is broken: it took over 60 s.", "a.png: Das Bild ist beschädigt: das Lesen dauerte"),
         (lambda: columns("question"), "Choose the column that names the images.", "Wählen Sie die Spalte, die die"),
