@@ -8,14 +8,23 @@ text, never a picture.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
 
-from illume.phrases import _
+from illume.phrases import Number, _
 from illume.validation import FieldError
 
+CONTROL = re.compile(
+    r"<(?=\|[^<>|\s]{1,40}\|>)"  # <|im_end|>
+    r"|<(?=/?(?:image|img|video|audio|start_of_image|end_of_image|start_of_turn|end_of_turn|s|bos|eos|pad)[\w-]{0,20}>)"
+    r"|<(?=(?:fake_token_around_image|end_of_utterance|global-img|IMG_CONTEXT)>)"  # SmolVLM, InternVL
+    r"|<(?=(?:loc\d{4}|seg\d{3})>)"  # places and shapes in a picture, as PaliGemma has them
+    r"|\[(?=/?(?:IMG|INST)[A-Z_]{0,20}\])"
+)
+"""What stands for something else in the templates of common models. In a text it is only text: a space defuses it."""
 MAX_PARTS = 64
 MAX_IMAGES = 16
 MAX_TEXT = 16_000
@@ -76,6 +85,11 @@ def texts_of(parts: Iterable[Part]) -> list[str]:
 def join_texts(parts: Iterable[Part]) -> str:
     """The `question` of an example with these parts: its texts, joined by a line break."""
     return "\n".join(texts_of(parts))
+
+
+def defuse(text: str) -> str:
+    """A text with a space in each control token that it contains, so that it is read as text."""
+    return CONTROL.sub(lambda match: f"{match.group()} ", text)
 
 
 def fill_parts(prompt: InParts, before: str, after: str) -> Parts:
@@ -158,12 +172,12 @@ def _check_limits(sequence: Sequence[TextPart | str], names: Sequence[str]) -> N
     if not names:
         raise FieldError("parts", _("a prompt needs at least one picture"))
     if len(sequence) > MAX_PARTS:
-        raise FieldError("parts", _("at most %(most)s, and these are %(n)s", most=MAX_PARTS, n=f"{len(sequence):,}"))
+        raise FieldError("parts", _("at most %(most)s, and these are %(n)s", most=MAX_PARTS, n=Number(len(sequence))))
     if len(names) > MAX_IMAGES:
-        n = f"{len(names):,}"
+        n = Number(len(names))
         raise FieldError("parts", _("at most %(most)s pictures, and these are %(n)s", most=MAX_IMAGES, n=n))
     length = sum(len(one.text.strip()) for one in sequence if isinstance(one, TextPart))
     if length > MAX_TEXT:
-        n, most = f"{length:,}", f"{MAX_TEXT:,}"
+        n, most = Number(length), Number(MAX_TEXT)
         problem = _("the texts may have %(most)s characters together, and have %(n)s", most=most, n=n)
         raise FieldError("parts", problem)

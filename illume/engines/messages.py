@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,12 @@ import PIL.Image
 
 from illume.errors import VlmError
 from illume.model.prompting import PromptText, shown_images
-from illume.parts import ImagePart, Parts, TextPart
+from illume.parts import ImagePart, Parts, TextPart, defuse
 from illume.phrases import _, said_by
 from illume.pictures import as_seen, enlarged
 
 SENT_AS_THEY_ARE = {"PNG": "image/png", "JPEG": "image/jpeg"}
 BROKEN = (OSError, ValueError, SyntaxError, PIL.UnidentifiedImageError, PIL.Image.DecompressionBombError)
-CONTROL = re.compile(
-    r"<(?=\|[^<>|\s]{1,40}\|>)"  # <|im_end|>
-    r"|<(?=/?(?:image|img|video|audio|start_of_image|end_of_image|start_of_turn|end_of_turn|s|bos|eos|pad)[\w-]{0,20}>)"
-    r"|<(?=(?:loc\d{4}|seg\d{3})>)"  # places and shapes in a picture, as PaliGemma has them
-    r"|\[(?=/?(?:IMG|INST)[A-Z_]{0,20}\])"
-)
-"""What stands for something else in the templates of common models. In a text it is only text: a space defuses it."""
 
 
 def user_message(prompt: PromptText, urls: Sequence[str]) -> dict[str, Any]:
@@ -44,11 +36,6 @@ def check_pictures(prompt: PromptText, n_images: int) -> None:
     """Raise VlmError for a prompt without pictures."""
     if not shown_images(prompt, n_images):
         raise VlmError(_("every prompt needs at least one image"))
-
-
-def defuse(text: str) -> str:
-    """A text with a space in each control token that it contains, so that it is read as text."""
-    return CONTROL.sub(lambda match: f"{match.group()} ", text)
 
 
 def picture_url(path: str | Path) -> str:

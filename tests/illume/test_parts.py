@@ -12,6 +12,7 @@ from illume.parts import (
     ImagePart,
     Part,
     TextPart,
+    defuse,
     fill_parts,
     join_texts,
     ordered_parts,
@@ -157,3 +158,25 @@ def test_a_wrong_line_of_a_prompts_file_is_named(row: dict[str, Any], reason: st
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"external_id": "1", **row}), encoding="utf-8")
     with pytest.raises(ValueError, match=reason):
         load_prompts(tmp_path / "prompts.jsonl")
+
+
+@pytest.mark.parametrize("text", ["a < b", "<b>bold</b>", "[IM]", "x<|y", "if a<s and b>c", "<loc1>"])
+def test_common_texts_are_left_alone(text: str) -> None:
+    assert defuse(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<image>",
+        "<|im_end|>",
+        "[/INST]",
+        "<loc0001>",
+        "<seg127>",
+        "<|image_pad|>",
+        "<image_soft_token>",
+        "<IMG_CONTEXT>",
+    ],
+)
+def test_control_tokens_are_defused(text: str) -> None:
+    assert defuse(f"a {text} b") == f"a {text[0]} {text[1:]} b"

@@ -1,11 +1,12 @@
 """Training rows, made of records, in the formats that trainers read. Pure functions: no database, no files.
 
+Trainers count placeholders such as `<image>` in texts, so `defuse` puts a space into those that people typed.
+
 A record is one critic's verdict on one candidate set, as `app.services.exports.plan` writes it.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -24,12 +25,11 @@ from illume.fields.answers import answer_json
 from illume.fields.definitions import AnswerFields
 from illume.fields.policies import Policy
 from illume.fields.variants import change_of
-from illume.parts import ImagePart, Parts, TextPart, is_short, ordered_parts, parts_data, read_parts
+from illume.parts import ImagePart, Parts, TextPart, defuse, is_short, ordered_parts, parts_data, read_parts
 from illume.texts import normalise_rationale
 
 SCHEMA_VERSION = 1
 IMAGE_PART: dict[str, str | None] = {"type": "image", "text": None}
-MEDIA_TAG = re.compile(r"<(?=(?:image|video|audio)>)")
 FIELD_COLUMNS = (
     *("schema_version", "id", "prompt", "external_id", "split", "image", "policy", "verdict", "judge", "version"),
     *("field", "model", "blind", "critic", "accepted", "gold", "created_at"),
@@ -471,14 +471,16 @@ def rendered_parts(record: Record, shape: Shape) -> Parts:
 
 
 def prompt_messages(rendered: Parts) -> list[ExportRow]:
-    """The user's turn: the rendered prompt, each image at its place."""
-    parts = [{"type": "text", "text": one.text} if isinstance(one, TextPart) else IMAGE_PART for one in rendered]
+    """The user's turn: the rendered prompt, each image at its place; no text holds a placeholder of a model."""
+    parts = [
+        {"type": "text", "text": defuse(one.text)} if isinstance(one, TextPart) else IMAGE_PART for one in rendered
+    ]
     return [{"role": "user", "content": parts}]
 
 
 def answer_messages(rationale: JudgedText) -> list[ExportRow]:
     """A rationale as the assistant's turn."""
-    return [{"role": "assistant", "content": [{"type": "text", "text": rationale.text}]}]
+    return [{"role": "assistant", "content": [{"type": "text", "text": defuse(rationale.text)}]}]
 
 
 def image_entries(record: Record, rendered: Parts) -> list[ExportRow]:
@@ -528,7 +530,7 @@ def sharegpt_rows(judged: BallotResult, shape: Shape) -> Iterator[tuple[ExportRo
     """Make rows in LLaMA-Factory's format. `dataset_info` describes their columns."""
     rendered = rendered_parts(judged.record, shape)
     row: ExportRow
-    said = (escape_media_tags(one.text) if isinstance(one, TextPart) else "<image>" for one in rendered)
+    said = (defuse(one.text) if isinstance(one, TextPart) else "<image>" for one in rendered)
     user_turn = {"from": "human", "value": "".join(said)}
     images = [image["path"] for image in image_entries(judged.record, rendered)]
     origin = origin_columns(judged)
@@ -551,12 +553,7 @@ def sharegpt_rows(judged: BallotResult, shape: Shape) -> Iterator[tuple[ExportRo
 
 def turn(rationale: JudgedText) -> ExportRow:
     """A rationale as a turn in LLaMA-Factory's format."""
-    return {"from": "gpt", "value": escape_media_tags(rationale.text)}
-
-
-def escape_media_tags(text: str) -> str:
-    """Escape `<image>` and similar tags in a text: LLaMA-Factory counts them as placeholders."""
-    return MEDIA_TAG.sub("< ", text)
+    return {"from": "gpt", "value": defuse(rationale.text)}
 
 
 def dataset_info(name: str, file_name: str, task: Task) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 
 from illume.engines.capabilities import Capabilities
 from illume.engines.errors import EngineAway, ModelMissing, WrongModel
-from illume.engines.messages import defuse, picture_url
+from illume.engines.messages import picture_url
 from illume.engines.sampling import SEEDS, Server, sample_sets
 from illume.errors import VlmError
 from illume.fields.definitions import AnswerFields, read_answer_fields
@@ -266,13 +266,3 @@ class TestPictureUrl:
         PIL.Image.new("RGB", (90, 60), "red").save(path, exif=exif)
         sent = PIL.Image.open(io.BytesIO(base64.b64decode(picture_url(path).partition(",")[2])))
         assert sent.size == (60, 90)
-
-
-@pytest.mark.parametrize("text", ["a < b", "<b>bold</b>", "[IM]", "x<|y", "if a<s and b>c", "<loc1>"])
-def test_common_texts_are_left_alone(text: str) -> None:
-    assert defuse(text) == text
-
-
-@pytest.mark.parametrize("text", ["<image>", "<|im_end|>", "[/INST]", "<loc0001>", "<seg127>"])
-def test_control_tokens_are_defused(text: str) -> None:
-    assert defuse(f"a {text} b") == f"a {text[0]} {text[1:]} b"

@@ -16,6 +16,7 @@ from app.services.acceptance.outcomes import count_records
 from app.services.exports.plan import make_prompt_renderer
 from app.services.exports.shapes import ExportRow, Format, Shape, Task, counting_rules, dataset_info, make_rows
 from illume.model.prompting import DEFAULT_TEMPLATE
+from illume.parts import defuse
 
 pytestmark = pytest.mark.usefixtures("embedded")
 WORDING = make_prompt_renderer(DEFAULT_TEMPLATE)
@@ -312,7 +313,7 @@ class TestParts:
         assert turn["content"] == [
             {"type": "text", "text": "Q: Compare"},
             {"type": "image", "text": None},
-            {"type": "text", "text": "with <image>\nthat is"},
+            {"type": "text", "text": "with < image>\nthat is"},
             {"type": "image", "text": None},
             {"type": "image", "text": None},
             {"type": "text", "text": " A: a duck, seeing that"},
@@ -358,12 +359,12 @@ class TestTexts:
     @given(texts, texts, texts)
     @settings(deadline=None, max_examples=120)
     def test_stay_as_they_are(self, one: str, other: str, answer: str) -> None:
-        """Through every shape and its JSON, whatever they look like."""
+        """Through every shape and its JSON, whatever they look like; a space comes into placeholders only."""
         judged = record(0, texts=[one, other], answer=answer, rationale=other, edited_from=0)
         for form in (Format.sft, Format.preference, Format.kto):
             rows = [orjson.loads(orjson.dumps(row)) for row in shaped(form, judged)]
             assert rows == shaped(form, judged)
             found = {said(row[name]) for row in rows for name in ("completion", "chosen", "rejected") if name in row}
-            assert found <= {one, other}
-            assert all(answer.strip() in said(row["prompt"]) for row in rows)
+            assert found <= {defuse(one), defuse(other)}
+            assert all(defuse(answer.strip()) in said(row["prompt"]) for row in rows)
             assert not rows or sum(row["weight"] for row in rows) == pytest.approx(1)

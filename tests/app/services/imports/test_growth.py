@@ -15,7 +15,6 @@ from starlette.requests import Request
 from app.errors import DomainError
 from app.http.door import drop_escaped_cookies
 from app.services.accounts import users
-from app.services.exports.shapes import MEDIA_TAG
 from app.services.imports.files import is_web_address
 from app.services.imports.layouts import guess_target, make_plan, row_to_prompt
 from app.services.imports.names import NameIndex, coco_names, escapes_folder
@@ -26,6 +25,7 @@ from app.services.integrations.safe_http import Reach, find_place
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.text_rules import check_storable
 from app.web.admin.rounds.side_by_side import mark_differences
+from illume.parts import defuse
 from tests.app.services.imports.tables.tables import as_workbook
 
 LENGTH = 8_000
@@ -133,7 +133,7 @@ READERS: dict[str, tuple[Callable[[int], str], Callable[[str], object]]] = {
     "cookies": (lambda size: "a=b;" * size, read_cookies),
     "a cookie of escapes": (lambda size: 'a="' + "\\0" * size + '"', read_cookies),
     "a cookie of quotes": (lambda size: "a=" + '"' * size, read_cookies),
-    "marks of media": (lambda size: "<" * size, lambda text: MEDIA_TAG.sub("", text)),
+    "placeholders": (lambda size: "<|" * size, defuse),
     "two texts of the same words": (
         lambda size: "x y " * (size // 10),
         lambda text: mark_differences([text], ["y x x " * (len(text) // 4)]),
