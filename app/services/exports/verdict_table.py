@@ -87,6 +87,11 @@ def cell(value: object) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
+def read_cell(text: str) -> str:
+    """The text that `cell` wrote."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA_STARTS) else text
+
+
 def _encode(rows: Iterable[Iterable[str]]) -> bytes:
     target = io.StringIO()
     csv.writer(target, lineterminator="\r\n").writerows(rows)

@@ -16,6 +16,8 @@ from rapidfuzz.distance import OSA
 
 from app.errors import Invalid
 from app.models import Split
+from app.services.exports.shapes import ANSWER_COLUMNS
+from app.services.exports.verdict_table import read_cell
 from app.services.imports import cells, conversations
 from app.services.imports.elsewhere.tasks import Origin
 from app.services.imports.tables.lines import KEY_COLUMN
@@ -143,6 +145,23 @@ LISTED = (*MULTI_VALUED, *ORDERED, Target.answer, Target.gold, Target.metadata)
 """What may be a list or an object in a cell of CSV."""
 
 
+EXPORTED: Mapping[frozenset[str], Mapping[str, Target]] = {
+    frozenset({"n_candidates", "n_picked", "picked", "parts"}): {
+        **dict.fromkeys(("images", "question"), Target.ignore),  # `parts` says both
+        **{one.value: one for one in (Target.parts, Target.answer, Target.external_id, Target.split_name)},
+    },
+    frozenset({"schema_version", "group_id", "votes", "source"}): {
+        **dict.fromkeys(("prompt", "conversations"), Target.conversation),
+        "images": Target.image,
+        "external_id": Target.external_id,
+        "split": Target.split_name,
+    },
+}
+"""Our own exports that are no records, by columns that no other table has: verdicts as CSV, and rows to train on.
+
+All their other columns say what critics did, such as `candidate`, the id of one."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImportPlan:
     """How rows become prompts.
@@ -151,7 +170,8 @@ class ImportPlan:
     `val_share` of the images get val instead of train. `strict`: a column without a target is an error, so that a
     misspelt field is not lost among the metadata. `scale_down`: images over 40 megapixels are scaled down to them
     instead of rejected. `encoding`: how a table of text is read; that of others is empty. `answer_fields` are the names
-    of the fields of the project's answers, and `rationale` the one that is the rationale. `variants`: the changes of
+    of the fields of the project's answers, and `rationale` the one that is the rationale. `exported`: an apostrophe
+    stands before what a spreadsheet would run, as our own exports have it. `variants`: the changes of
     their policies under which prompts are added as well.
     """
 
@@ -168,6 +188,7 @@ class ImportPlan:
     answer_fields: tuple[str, ...] = ()
     rationale: str = ""
     variants: tuple[Change, ...] = ()
+    exported: bool = False
 
     @property
     def places_by_image(self) -> bool:
@@ -200,6 +221,7 @@ class ImportPlan:
             "answer_fields": list(self.answer_fields),
             "rationale": self.rationale,
             "variants": list(self.variants),
+            "exported": self.exported,
         }
 
     @classmethod
@@ -300,6 +322,7 @@ def make_plan(
     own_lines = layout is Layout.own and kind is TableKind.ndjson and not loose and not structured
     targets: dict[str, Target] = {}
     taken: set[Target] = set()
+    exported = next((known for names, known in EXPORTED.items() if names <= set(columns)), None)
     # If several columns could be the image, the one listed first in `COLUMN_NAMES` is chosen.
     chat = next((one for one in CHAT_COLUMNS if one in columns), None) if layout is Layout.chat else None
     for column in sorted(columns, key=_column_rank):
@@ -308,10 +331,13 @@ def make_plan(
             target = Target.answer
         if answer_fields is not None:
             target = structured_target(column, answer_fields) or target
+        if exported is not None:
+            target = exported.get(column)
         if own_lines:
             target = OWN_TARGETS[column] if column in OWN_FIELDS and column != "metadata" else None
         once = target is not None and (
-            target not in (*MULTI_VALUED, Target.field) or (target is Target.image and not _is_numbered(column))
+            target not in (*MULTI_VALUED, Target.field, Target.ignore)
+            or (target is Target.image and not _is_numbered(column))
         )
         if target is None or (once and target in taken):
             targets[column] = Target.metadata
@@ -327,6 +353,7 @@ def make_plan(
         flat=kind in (TableKind.csv, TableKind.xlsx),
         answer_fields=() if answer_fields is None else answer_fields.names,
         rationale="" if answer_fields is None else answer_fields.rationale.name,
+        exported=kind is TableKind.csv and (exported is not None or set(ANSWER_COLUMNS) <= set(columns)),
     )
 
 
@@ -403,7 +430,8 @@ def row_to_prompt(plan: ImportPlan, values: Mapping[str, Any]) -> dict[str, Any]
     metadata: dict[str, Any] = {}
     for column, cell in values.items():
         target = plan.columns.get(column) or (OWN_TARGETS.get(column) if plan.strict else None) or Target.metadata
-        value = cells.parse_cell(cell) if plan.flat and target in LISTED else cell
+        told = read_cell(cell) if plan.exported and isinstance(cell, str) else cell
+        value = cells.parse_cell(told) if plan.flat and target in LISTED else told
         if target is Target.ignore or (cells.is_absent(value, flat=plan.flat) and target is not Target.question):
             continue
         if target is Target.metadata:
