@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -41,7 +42,8 @@ COLUMNS = (
     "critic_weight",
     "supersedes",
 )
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+GUARDED = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+"""How a text begins that a spreadsheet would run as a formula, and one that would be mistaken for such a text."""
 
 
 def csv_pages(pages: Iterable[list[Any]], *, header: bool) -> Iterator[bytes]:
@@ -77,19 +79,22 @@ def verdict_row(record: Record) -> tuple[str, ...]:
 
 
 def cell(value: object) -> str:
-    """A value as a cell. An apostrophe goes before a text that a spreadsheet would run as a formula."""
+    """A value as a cell. An apostrophe goes before a text that a spreadsheet would run as a formula.
+
+    It also goes before one that begins with apostrophes and goes on like a formula, so that `uncell` finds each text.
+    """
     if value is None:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return f"'{value}" if value.startswith(FORMULA_STARTS) else value
+        return f"'{value}" if GUARDED.match(value) else value
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def read_cell(text: str) -> str:
-    """The text that `cell` wrote."""
-    return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA_STARTS) else text
+def uncell(text: str) -> str:
+    """The text that `cell` wrote as `text`."""
+    return text.removeprefix("'") if GUARDED.match(text) else text
 
 
 def _encode(rows: Iterable[Iterable[str]]) -> bytes:

@@ -17,7 +17,7 @@ from rapidfuzz.distance import OSA
 from app.errors import Invalid
 from app.models import Split
 from app.services.exports.shapes import ANSWER_COLUMNS
-from app.services.exports.verdict_table import read_cell
+from app.services.exports.verdict_table import uncell
 from app.services.imports import cells, conversations
 from app.services.imports.elsewhere.tasks import Origin
 from app.services.imports.tables.lines import KEY_COLUMN
@@ -430,7 +430,7 @@ def row_to_prompt(plan: ImportPlan, values: Mapping[str, Any]) -> dict[str, Any]
     metadata: dict[str, Any] = {}
     for column, cell in values.items():
         target = plan.columns.get(column) or (OWN_TARGETS.get(column) if plan.strict else None) or Target.metadata
-        told = read_cell(cell) if plan.exported and isinstance(cell, str) else cell
+        told = uncell(cell) if plan.exported and isinstance(cell, str) else cell
         value = cells.parse_cell(told) if plan.flat and target in LISTED else told
         if target is Target.ignore or (cells.is_absent(value, flat=plan.flat) and target is not Target.question):
             continue

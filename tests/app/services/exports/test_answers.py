@@ -25,6 +25,7 @@ from tests import factories
 from tests.app.services.imports.importing import problems, prompts_of, run
 from tests.conftest import CommittedDatabase
 
+ANSWER_FIELDS = factories.ANSWER_FIELDS
 OWN, OTHER = factories.CATEGORIES
 HARD = 'a "knife",\nnext to it: 狗, "كلب"'
 NAMES = ["id", "prompt", "split", "image", "question", "parts", "rating", "category", "rationale", "policy"]
@@ -159,6 +160,29 @@ def test_csv_and_parquet_hold_the_same(committed_db: CommittedDatabase) -> None:
         assert [row["field"] for row in judged] == [row["field"] for row in lines(fields)]
 
 
+def test_texts_that_a_spreadsheet_would_run_come_back_from_csv(committed_db: CommittedDatabase) -> None:
+    category = "+18, or 'worse'"
+    named = [{**one, "choices": [category, "NA"]} if one["name"] == "category" else one for one in ANSWER_FIELDS]
+    rationales = ["- a cat,\n- a dog", "'-' is on the sign", "=1+1", "'a cat' says the sign"]
+    with committed_db.sessions() as session:
+        project, policy = factories.structured_project(session, answer_fields=named)
+        other, _ = factories.structured_project(session, answer_fields=named)
+        prompt = factories.make_prompt(
+            session, project, images=[picture(session)], policy=policy, answer=None, question="-- safe?"
+        )
+        texts = [factories.answer(text, category=category) for text in rationales]
+        said: dict[str, str | None] = {"rating": "Unsafe", "category": category}
+        judge(session, prompt, said, picks=range(4), texts=texts)
+        data = b"".join(export_plan.file_pages(planned(session, project), as_csv=True))
+        [first, *_] = csv.DictReader(io.StringIO(data.decode(), newline=""))
+        assert (first["category"], first["question"]) == (f"'{category}", "'-- safe?")
+    found = run(committed_db, other, data, "answers.csv", draft=False)
+    assert [one.reason for one in problems(committed_db, found)] == []
+    made = prompts_of(committed_db, other)
+    assert {one.references[0] for one in made} == set(rationales)
+    assert {(one.question, (one.fields or {})["category"]) for one in made} == {("-- safe?", category)}
+
+
 def test_variants_are_named_by_their_id(committed_db: CommittedDatabase) -> None:
     with committed_db.sessions() as session:
         project, policy = factories.structured_project(session)
@@ -172,7 +196,7 @@ def test_what_cannot_be_a_table_is_refused(committed_db: CommittedDatabase) -> N
     with committed_db.sessions() as session:
         with pytest.raises(Invalid, match="no answer_fields"):
             planned(session, factories.make_project(session))
-        named = [{**one, "name": "policy"} if one["name"] == "rating" else one for one in factories.ANSWER_FIELDS]
+        named = [{**one, "name": "policy"} if one["name"] == "rating" else one for one in ANSWER_FIELDS]
         project, _ = factories.structured_project(session, answer_fields=named)
         with pytest.raises(Invalid, match="the name of another column, policy"):
             planned(session, project)
@@ -183,7 +207,7 @@ def test_what_cannot_be_a_table_is_refused(committed_db: CommittedDatabase) -> N
 
 def test_fields_may_have_the_names_of_columns_of_other_formats(committed_db: CommittedDatabase) -> None:
     names = {"rating": "critic", "category": "images"}
-    named = [{**one, "name": names.get(str(one["name"]), one["name"])} for one in factories.ANSWER_FIELDS]
+    named = [{**one, "name": names.get(str(one["name"]), one["name"])} for one in ANSWER_FIELDS]
     with committed_db.sessions() as session:
         project, policy = factories.structured_project(session, answer_fields=named)
         prompt = factories.make_prompt(session, project, images=[picture(session)], policy=policy, answer=None)
