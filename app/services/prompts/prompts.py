@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticKnownError
-from sqlalchemy import insert, select
+from sqlalchemy import insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.orm.interfaces import ORMOption
@@ -525,7 +525,9 @@ def update_prompt(session: Session, actor: Actor, prompt_id: int, changes: Mappi
 
     `blur` says whether its images are blurred until a critic asks to see them, as its metadata say.
 
-    Question, answer, split and policy are fixed once there are candidates. Raises `Invalid`, `Conflict`.
+    Question, answer, split and policy are fixed once there are candidates. Until then a prompt on which the model has
+    failed, such as one that is too long for it, is sampled again after a change of them; and a split that changes
+    becomes that of all prompts about the same images under policies. Raises `Invalid`, `Conflict`.
     """
     prompt = get_prompt(session, actor, prompt_id, Right.reviews)
     live = _lock_live_set(session, prompt)  # locked before the prompt, as everywhere else
@@ -557,10 +559,14 @@ def update_prompt(session: Session, actor: Actor, prompt_id: int, changes: Mappi
     policy_version_id, gold = _gold_after(session, prompt, after, changes)
     frozen = [key for key in ("question", "answer", "split") if getattr(after, key) != now[key]]
     frozen += ["policy"] if policy_version_id != prompt.policy_version_id else []
-    if frozen and session.scalar(select(CandidateSet.id).where(CandidateSet.prompt_id == prompt.id).limit(1)):
+    if frozen and _has_candidates(session, [prompt.id]):
         raise Conflict(
             _("The %(frozen)s can no longer change: the prompt has explanations.", frozen=frozen[0]), field=frozen[0]
         )
+    if frozen:
+        _try_again(session, prompt)
+    if "split" in frozen and policy_version_id is not None:
+        _move_variants(session, prompt, after.split)
     for key in ("question", "answer", "split", "references", "priority"):
         setattr(prompt, key, getattr(after, key))
     prompt.policy_version_id, prompt.fields = policy_version_id, gold
@@ -572,6 +578,52 @@ def update_prompt(session: Session, actor: Actor, prompt_id: int, changes: Mappi
     audit.record(session, actor, "prompt.change", f"prompt:{prompt.id}", prompt.project_id, changed=sorted(changes))
     session.flush()
     return prompt
+
+
+def _has_candidates(session: Session, prompt_ids: Sequence[int]) -> bool:
+    """Whether there are candidates of these prompts, or will be; tries that failed without any do not count."""
+    is_written = select(Candidate.id).where(Candidate.candidate_set_id == CandidateSet.id).exists()
+    is_over = CandidateSet.state.in_((CandidateSetState.failed, CandidateSetState.replaced))
+    query = select(CandidateSet.id).where(CandidateSet.prompt_id.in_(prompt_ids), or_(~is_over, is_written))
+    return session.scalar(query.limit(1)) is not None
+
+
+def _try_again(session: Session, prompt: Prompt) -> None:
+    """Let the model try a changed prompt again on which it has failed."""
+    given_up = (
+        update(CandidateSet)
+        .where(CandidateSet.prompt_id == prompt.id, CandidateSet.state == CandidateSetState.failed)
+        .values(state=CandidateSetState.replaced)
+        .returning(CandidateSet.id)
+    )
+    if session.scalars(given_up).all():
+        queue.send(session, queue.FILL_POOL, prompt.project_id)
+
+
+def _move_variants(session: Session, prompt: Prompt, split: Split) -> None:
+    """Give `split` to the other prompts about a prompt's images under policies. Raises `Conflict`.
+
+    In two splits a round would be compared on images that it has learnt from.
+    """
+    shown = select(PromptImage.prompt_id).where(PromptImage.sha256.in_([image.sha256 for image in prompt.images]))
+    others = session.scalars(
+        select(Prompt)
+        .where(
+            Prompt.project_id == prompt.project_id,
+            Prompt.id != prompt.id,
+            Prompt.id.in_(shown),
+            Prompt.policy_version_id.is_not(None),
+            Prompt.split != split.value,
+        )
+        .order_by(Prompt.id)
+        .with_for_update()
+    ).all()
+    if _has_candidates(session, [one.id for one in others]):
+        raise Conflict(
+            _("The split can no longer change: another prompt about the same image has explanations."), field="split"
+        )
+    for one in others:
+        one.split = split
 
 
 def _gold_after(

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from app.models import CandidateSetState, Project, Prompt, PromptState
+from app.models import CandidateSetState, Project, Prompt, PromptState, SamplingFailure
+from app.services.candidates import pools
 from app.services.candidates.candidates import load_prompt_data
 from app.services.projects import policies
 from illume.fields.policies import Policy
@@ -156,6 +157,28 @@ class TestPrompts:
         assert admin.patch(path, json={"policy": "House rules #1"}).json()["field"] == "policy"
         assert admin.patch(path, json={"fields": {"rating": "Unsafe"}}).status_code == 200
 
+    def test_one_that_does_not_fit_the_model_is_tried_again_under_a_shorter_policy(
+        self, session: Session, admin: TestClient, project: Project
+    ) -> None:
+        second = factories.make_policy(session, project, O1="strict")
+        made = send(admin, project, "prompts", prompt(session, policy="House rules #1")).json()
+        row = session.get_one(Prompt, int(made["id"]))
+        tried = factories.make_candidate_set(session, project, prompt=row, texts=[], state=CandidateSetState.failed)
+        tried.failure = SamplingFailure.too_long
+        row.state = PromptState.waiting
+        session.flush()
+        assert pools.count_failures(session, project) == {"too_long": 1}
+        assert not pools.has_unsampled(session, project)
+        path = f"/api/v1/prompts/{made['id']}"
+        assert admin.patch(path, json={"policy": "House rules #1"}).status_code == 200  # changes nothing
+        assert not pools.has_unsampled(session, project)
+        moved = admin.patch(path, json={"policy": "House rules"})
+        assert (moved.status_code, moved.json()["policy"]) == (200, str(second.id))
+        session.expire_all()
+        assert tried.state is CandidateSetState.replaced
+        assert pools.count_failures(session, project) == {}
+        assert pools.has_unsampled(session, project)
+
     def test_elsewhere_there_are_no_gold_values(self, session: Session, admin: TestClient) -> None:
         plain = factories.make_project(session)
         answer = send(admin, plain, "prompts", prompt(session, policy=None))
@@ -184,6 +207,26 @@ class TestVariants:
         assert again.json() == {"created": 0, "unchanged": 2, "skipped": 1}
         [listed_version] = listed(admin, project, "policies")  # variants are not versions of their own
         assert listed_version["prompts"] == 4
+
+    def test_those_of_an_image_change_their_split_together(
+        self, session: Session, admin: TestClient, project: Project
+    ) -> None:
+        made = send(admin, project, "prompts", prompt(session, external_id="a")).json()
+        send(admin, project, "prompts", prompt(session, external_id="b"))
+        send(admin, project, "policies/variants", {"changes": ["own_allowed", "others_strict"]})
+
+        def splits() -> list[str]:
+            found = listed(admin, project, "prompts")
+            return [one["split"] for one in found if one["images"] == made["images"]]
+
+        assert admin.patch(f"/api/v1/prompts/{made['id']}", json={"split": "val"}).status_code == 200
+        assert splits() == ["val"] * 3
+        assert sorted(one["split"] for one in listed(admin, project, "prompts")) == ["train"] * 3 + ["val"] * 3
+        variant = next(one for one in listed(admin, project, "prompts") if one["metadata"] and one["split"] == "val")
+        factories.make_candidate_set(session, project, prompt=session.get_one(Prompt, int(variant["id"])))
+        refused = admin.patch(f"/api/v1/prompts/{made['id']}", json={"split": "train"})
+        assert (refused.status_code, refused.json()["field"]) == (409, "split")
+        assert splits() == ["val"] * 3
 
     @pytest.mark.parametrize(("change", "created"), [("", 1), ("of my own", 1), ("own_strict", 0)])
     def test_only_what_was_made_of_another_prompt_is_left_alone(
