@@ -38,7 +38,7 @@ from illume.starter.scoring import (
     score,
     share_of,
 )
-from illume.starter.training import recipe_as_json
+from illume.starter.training import recipe_as_json, write_curve
 
 MODEL = STARTER / "model"
 SAMPLE = 50
@@ -168,11 +168,28 @@ class TestStarter:
     def test_small_enough_to_ship(self) -> None:
         assert sum(path.stat().st_size for path in MODEL.iterdir()) <= 20_000_000
 
+    def test_its_context_and_tokens(self) -> None:
+        """Two pictures and long texts fit, policies are short, and every script is spelt."""
+        text_config = json.loads((MODEL / "config.json").read_text())["text_config"]
+        tokenizer = AutoProcessor.from_pretrained(MODEL).tokenizer
+        assert min(text_config["max_position_embeddings"], tokenizer.model_max_length) >= 1536
+        policies = {row.policy.text for row in load_prompts(STARTER / "guard" / "prompts.jsonl") if row.policy}
+        assert policies
+        assert all(len(ids) < 400 for ids in tokenizer(sorted(policies))["input_ids"])
+        for text in ("日本語", "हिन्दी", "عربي", "ไทย", "Ωß \t\n 🙂"):
+            assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
     def test_its_recipe_is_the_current_one(self) -> None:
         """The curve it came with names what it was trained by: the default recipe, to its last step."""
         stored = json.loads((STARTER / "curve.json").read_text())
         assert stored["recipe"] == recipe_as_json(Recipe())
         assert stored["curve"][-1]["step"] == Recipe().steps
+
+    def test_the_figure_of_its_losses_is_drawn_from_its_curve(self, tmp_path: Path) -> None:
+        write_curve(tmp_path, json.loads((STARTER / "curve.json").read_text()))
+        drawn = (tmp_path / "curve.svg").read_text()
+        assert drawn == (STARTER.parent / "docs" / "starter-curve.svg").read_text()
+        assert all(f">{task}<" in drawn for task in ("scenes", "pairs", "guard"))
 
     def test_its_card_has_the_figures(self) -> None:
         assert (STARTER / "README.md").read_text() == render_card(STARTER)
