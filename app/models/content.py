@@ -189,7 +189,8 @@ class CandidateSet(Base):
     is derived from one of these if the project wants that. `selection` says how its candidates were chosen, and
     `selected_by` which version of a machine critic was asked, also where they were left as they came; both are null
     where none was. While `sampling`, the lease (`worker`, `beats_at`, `fence`) names the worker. Of a set that
-    `failed`, `error` says why, and `failure` what kind of reason that is.
+    `failed`, `error` says why, and `failure` what kind of reason that is. `served_model` is what a model server ran,
+    where that is another model than the version's base model; else it is null.
     """
 
     __tablename__ = "candidate_sets"
@@ -232,6 +233,7 @@ class CandidateSet(Base):
     state: Mapped[CandidateSetState] = mapped_column(EnumText(CandidateSetState))
     answer: Mapped[str | None] = mapped_column(Text)
     answer_source: Mapped[str | None] = mapped_column(String(8))
+    served_model: Mapped[str | None] = mapped_column(String(600))
     priority: Mapped[int] = mapped_column(server_default="0")
     spread: Mapped[float | None]
     doubt: Mapped[float | None]

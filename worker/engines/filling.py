@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.db.sessions import session_scope
 from app.errors import DomainError, NotFound
-from app.models import AdapterState, EngineAdapter, EngineState, ModelVersion, Project, SamplingFailure
+from app.models import AdapterState, Engine, EngineAdapter, EngineState, ModelVersion, Project, SamplingFailure
 from app.services.candidates import candidates, pools
 from app.services.candidates.batches import Batch, claim_batch, none_sampled, note_failure, store_set
 from app.services.candidates.candidates import SamplingClaim
@@ -41,7 +41,10 @@ class NotLoaded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A version on a model server: `model` is its name there, `base` that of the base model."""
+    """A version on a model server: `model` is its name there, `base` that of the base model.
+
+    `served_model` is what the server runs, where that is another model than the version's base model.
+    """
 
     engine: str
     engine_id: int
@@ -50,6 +53,7 @@ class Source:
     model: str
     capabilities: Capabilities
     version_id: int
+    served_model: str | None
 
 
 def fill_from_engine(process: WorkerProcess, project_id: int) -> int:
@@ -122,19 +126,35 @@ def _find_source(session: Session, project: Project) -> Source | None:
         raise NotLoaded(known or _("The model server '%(name)s' is being probed.", name=engine.name))
     model = hand_over.served_name(session, engine, version)
     if model is None:
-        found = hand_over.newest_adapter(session, engine, version)
-        if found is not None and found.state is AdapterState.failed:
-            raise NotLoaded(kept(found.error, found.error_phrase))
-        hand_over.request_hand_over(session, project, engine, version, activate=False)
-        raise NotLoaded(
-            _(
-                "Version %(number)s is being handed over to the model server '%(name)s'.",
-                number=version.number,
-                name=engine.name,
-            )
-        )
+        raise NotLoaded(_hand_over_again(session, project, engine, version))
+    if (unfit := hand_over.why_unfit(engine, version)) is not None:
+        raise NotLoaded(unfit)
     capabilities = Capabilities.from_json(engine.capabilities)
-    return Source(engine.name, engine.id, connection_of(engine), engine.model, model, capabilities, version.id)
+    return Source(
+        engine.name,
+        engine.id,
+        connection_of(engine),
+        engine.model,
+        model,
+        capabilities,
+        version.id,
+        hand_over.other_model(engine, version),
+    )
+
+
+def _hand_over_again(session: Session, project: Project, engine: Engine, version: ModelVersion) -> str:
+    """Have the active version handed over, and return what is said of that: why it failed, where it did before.
+
+    What made it fail may be mended by now, and it is asked for only when a pause has ended.
+    """
+    found = hand_over.newest_adapter(session, engine, version)
+    failed = kept(found.error, found.error_phrase) if found is not None and found.state is AdapterState.failed else ""
+    hand_over.request_hand_over(session, project, engine, version, activate=False)
+    return failed or _(
+        "Version %(number)s is being handed over to the model server '%(name)s'.",
+        number=version.number,
+        name=engine.name,
+    )
 
 
 def _of_server(name: str, error: str) -> Phrase:
@@ -175,7 +195,7 @@ def _sample(source: Source, batch: Batch, check: Callable[[], None]) -> int:
     def store(index: int, made: list[Rationale]) -> None:
         nonlocal stored
         with session_scope() as session:
-            stored += store_set(session, batch, claims[index], made)
+            stored += store_set(session, batch, claims[index], made, served_model=source.served_model)
 
     def fail(index: int, error: VlmError) -> None:
         if isinstance(error, PromptTooLong):

@@ -115,8 +115,18 @@ def make_example(prompt: PromptData, *, language: str = "") -> Example:
     )
 
 
-def store_set(session: Session, batch: Batch, claim: SamplingClaim, made: list[Rationale]) -> bool:
-    """Store what was sampled for a claim. False if its lease was lost, or there is nothing to store."""
+def store_set(
+    session: Session,
+    batch: Batch,
+    claim: SamplingClaim,
+    made: list[Rationale],
+    *,
+    served_model: str | None = None,
+) -> bool:
+    """Store what was sampled for a claim. False if its lease was lost, or there is nothing to store.
+
+    `served_model` is what a model server ran, where that is another model than the version's base model.
+    """
     fields, policy = answer_fields_of(batch.settings), batch.prompts[claim.prompt_id].policy
     if fields is None:
         return candidates.store_candidates(
@@ -127,6 +137,7 @@ def store_set(session: Session, batch: Batch, claim: SamplingClaim, made: list[R
             answer_source=made[0].answer_source if made else None,
             rationales=[_written(one) for one in made],
             shown=batch.shown,
+            served_model=served_model,
         )
     answers = [
         replace(
@@ -134,7 +145,7 @@ def store_set(session: Session, batch: Batch, claim: SamplingClaim, made: list[R
         )
         for one in made
     ]
-    return candidates.store_answers(session, claim.set_id, claim.fence, answers)
+    return candidates.store_answers(session, claim.set_id, claim.fence, answers, served_model=served_model)
 
 
 def _written(one: Rationale) -> NewCandidate:

@@ -179,6 +179,7 @@ def store_candidates(
     answer_source: str | None,
     rationales: Sequence[NewCandidate],
     shown: int | None = None,
+    served_model: str | None = None,
 ) -> bool:
     """Store the candidates of a set and offer it to critics. Returns False and stores nothing if the lease was lost.
 
@@ -193,12 +194,14 @@ def store_candidates(
     kept = _distinct(rationales)
     if not kept:
         return fail_sampling(session, set_id, fence, error=_("The model wrote no rationale."))
-    found.answer, found.answer_source = answer, answer_source
+    found.answer, found.answer_source, found.served_model = answer, answer_source, served_model
     _offer(session, found, kept, active, shown=shown)
     return True
 
 
-def store_answers(session: Session, set_id: int, fence: int, answers: Sequence[NewCandidate]) -> bool:
+def store_answers(
+    session: Session, set_id: int, fence: int, answers: Sequence[NewCandidate], *, served_model: str | None = None
+) -> bool:
     """Store structured answers as the candidates of a set, and offer it to critics unless all are invalid.
 
     Invalid ones are kept, and shown to no critic. Returns False and stores nothing if the lease was lost.
@@ -206,6 +209,7 @@ def store_answers(session: Session, set_id: int, fence: int, answers: Sequence[N
     active, found = _lock_set(session, set_id, fence)
     if found is None:
         return False
+    found.served_model = served_model
     kept = [replace(one, text=one.text.replace("\x00", "")) for one in answers]
     reasons = Counter(one.invalid for one in kept if one.invalid is not None)
     if kept and reasons.total() < len(kept):

@@ -18,10 +18,20 @@ def adapters_dir() -> Path:
 
 def put_copy(key: str, name: str) -> None:
     """Put an adapter of the store where servers find it, for any account to read: theirs are other ones than ours."""
+    _open_shared_folder()
     folder = get_store().fetch_folder(key, adapters_dir() / name)
     folder.chmod(0o755)
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _open_shared_folder() -> None:
+    """Make the folder of the copies for any account to enter. One that an admin made keeps its mode."""
+    folder = adapters_dir()
+    is_ours = not get_settings().adapters_dir or not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    if is_ours:
+        folder.chmod(0o755)
 
 
 def has_copy(name: str) -> bool:

@@ -23,6 +23,7 @@ from app.services.kernel.actors import SYSTEM
 from app.services.kernel.store import StoreAway
 from app.services.projects import pauses
 from app.services.rounds import versions
+from app.services.rounds.hand_over import why_unfit
 from illume.engines import adapters
 from illume.engines.capabilities import Capabilities
 from illume.engines.completions import complete, request_body
@@ -64,7 +65,8 @@ def list_due(session: Session) -> list[int]:
 def hand_over(adapter_id: int, *, check: Callable[[], None]) -> None:
     """Hand an adapter over if that is due. A failure keeps the version that is active, and says why.
 
-    A server that runs something else than when it was probed is probed first. The hand-over waits for that.
+    A server that runs something else than when it was probed is probed first. The hand-over waits for that. One whose
+    model is not the version's base model gets no adapter.
 
     It needs no lease: a server refuses a second load of the same name, which counts as the first. `check` is called
     often, and raises to abort.
@@ -78,6 +80,9 @@ def hand_over(adapter_id: int, *, check: Callable[[], None]) -> None:
             return  # The sweep asks again: first it has to be known what the server is.
         if engine.state is EngineState.failed:
             _fail(session, adapter_id, _why_not_loaded(found, kept(engine.error, engine.error_phrase)))
+            return
+        if (unfit := why_unfit(engine, session.get_one(ModelVersion, found.version_id))) is not None:
+            _fail(session, adapter_id, unfit)
             return
         try:
             connection = connection_of(engine)

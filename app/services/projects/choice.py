@@ -28,9 +28,7 @@ def check_engine(session: Session, settings: ProjectSettings) -> None:
     found = find_engine(session, settings.engine)
     if found is None and settings.engine != LOCAL:
         raise Invalid(_("There is no model server '%(name)s'.", name=settings.engine), field="engine")
-    if found is None or not found.capabilities:
-        return
-    if settings.next_prompt == "uncertain" and found.capabilities.get("logprobs") != "before":
+    if found is not None and lacks_uncertainty(found, settings):
         raise Invalid(
             _(
                 "next_prompt: the model server '%(name)s' gives no log-probabilities of before the temperature, so"
@@ -39,3 +37,12 @@ def check_engine(session: Session, settings: ProjectSettings) -> None:
             ),
             field="next_prompt",
         )
+
+
+def lacks_uncertainty(engine: Engine, settings: ProjectSettings) -> bool:
+    """Whether a project's order needs log-probabilities that its server was found not to give."""
+    return (
+        settings.next_prompt == "uncertain"
+        and bool(engine.capabilities)
+        and engine.capabilities.get("logprobs") != "before"
+    )

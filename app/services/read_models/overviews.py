@@ -90,11 +90,13 @@ class CandidateSummary:
 class CandidateSetSummary:
     """A candidate set with its verdicts. `version` is the number of the version that wrote it; None for an import.
 
-    `selection` says how a machine critic chose what is shown, and `selected_by` which version that was.
+    `served_model` is what a model server ran, where that is another model than the version's base model. `selection`
+    says how a machine critic chose what is shown, and `selected_by` which version that was.
     """
 
     state: str
     version: int | None
+    served_model: str | None
     created_at: datetime
     error: str | None
     candidates: tuple[CandidateSummary, ...]
@@ -333,6 +335,7 @@ def _summarize_set(
     return CandidateSetSummary(
         state=str(one.state),
         version=number,
+        served_model=one.served_model,
         created_at=one.created_at,
         error=kept(one.error, one.error_phrase) or None,
         candidates=tuple(

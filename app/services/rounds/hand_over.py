@@ -10,8 +10,9 @@ from sqlalchemy.orm import Session
 from app import queue
 from app.models import AdapterState, Engine, EngineAdapter, ModelVersion, Project
 from app.services.projects.base_models import resolve_base
-from app.services.projects.choice import LOCAL, find_engine
+from app.services.projects.choice import LOCAL, find_engine, lacks_uncertainty
 from app.services.projects.projects import ProjectSettings, settings_of
+from app.services.rounds import base_checks
 from illume.model.folder import split_revision
 from illume.phrases import _, kept
 
@@ -97,11 +98,42 @@ def why_rounds_are_off(session: Session, settings: ProjectSettings) -> str | Non
     engine = find_engine(session, settings.engine)
     if engine is None:
         return _("Training rounds are off: there is no model server '%(name)s'.", name=settings.engine)
-    return mismatch_of(engine, settings.base_model)
+    reason = mismatch_of(engine, settings.base_model)
+    return None if reason is None else _("Training rounds are off: %(reason)s", reason=reason)
+
+
+def why_unfit(engine: Engine, version: ModelVersion) -> str | None:
+    """Why a version must not be used on a server: its adapter was tuned on another model; None if it may be."""
+    reason = None if version.adapter is None else mismatch_of(engine, version.base_model)
+    return (
+        None
+        if reason is None
+        else _("Version %(number)s cannot be used: %(reason)s", number=version.number, reason=reason)
+    )
+
+
+def other_model(engine: Engine, version: ModelVersion) -> str | None:
+    """What a server runs, where that is another model than a version's base model; None where it is that one.
+
+    Of a folder on the server nobody knows what it holds: the name under which it is served has to do.
+    """
+    if mismatch_of(engine, version.base_model) is None:
+        return None
+    root = engine.capabilities.get("root")
+    served = engine.model if root is None or root.startswith(("/", ".")) else root
+    return f"{served}@{engine.revision}" if engine.revision else served
+
+
+def reads_pictures_first(session: Session, project: Project, base_model: str) -> bool:
+    """Whether what writes for a project was found to read all pictures of a prompt before its texts."""
+    engine = engine_of(session, project)
+    if engine is None:
+        return base_checks.reads_pictures_first(session, base_model)
+    return engine.capabilities.get("order") == "pictures_first"
 
 
 def notes_of(session: Session, project: Project) -> tuple[str, ...]:
-    """What its pages say to a project's admins of its model server: why rounds are off, and hand-overs not done yet.
+    """What its pages say to a project's admins of its model server: what it lacks, and hand-overs not done yet.
 
     A reason may name a folder.
     """
@@ -111,6 +143,14 @@ def notes_of(session: Session, project: Project) -> tuple[str, ...]:
     notes = [] if off is None else [off]
     if engine is None:
         return tuple(notes)
+    if lacks_uncertainty(engine, settings):
+        notes.append(
+            _(
+                "Which prompt comes next: the model server '%(name)s' gives no log-probabilities of before the"
+                " temperature, so that nobody knows what its model is unsure about. Choose another order.",
+                name=engine.name,
+            )
+        )
     newest = (
         select(func.max(EngineAdapter.id))
         .join(ModelVersion, ModelVersion.id == EngineAdapter.version_id)
@@ -134,17 +174,17 @@ def notes_of(session: Session, project: Project) -> tuple[str, ...]:
 
 
 def mismatch_of(engine: Engine, base_model: str) -> str | None:
-    """Why a server does not sample with the base model that workers tune; None if it does."""
+    """Why a server does not run the base model that workers tune, as the rest of a sentence; None if it does."""
     if not engine.capabilities:
-        return _("Training rounds are off: nobody knows yet what the model server '%(name)s' runs.", name=engine.name)
+        return _("nobody knows yet what the model server '%(name)s' runs.", name=engine.name)
     served = engine.capabilities.get("root") or engine.model
     # Of a folder on the server nobody knows what it holds: the name under which it is served has to do.
     names = {served, engine.model} if served.startswith(("/", ".")) else {served}
     base, commit = split_revision(base_model)
     if {base, resolve_base(base)}.isdisjoint(names):
         return _(
-            "Training rounds are off: the model server '%(name)s' runs %(served)s, and the base model of this project"
-            " is %(base)s. What is tuned here would not fit there: let both be the same.",
+            "the model server '%(name)s' runs %(served)s, and the base model of this project is %(base)s. What is tuned"
+            " here would not fit there: let both be the same.",
             name=engine.name,
             served=served,
             base=base_model,
@@ -152,8 +192,8 @@ def mismatch_of(engine: Engine, base_model: str) -> str | None:
     revision = engine.revision or "main"
     if commit is not None and not is_same_commit(revision, commit):
         return _(
-            "Training rounds are off: the model server '%(name)s' runs revision %(revision)s of %(served)s, and the"
-            " workers load %(commit)s. Let both be the same.",
+            "the model server '%(name)s' runs revision %(revision)s of %(served)s, and the workers load %(commit)s. Let"
+            " both be the same.",
             name=engine.name,
             revision=revision,
             served=served,
@@ -161,8 +201,8 @@ def mismatch_of(engine: Engine, base_model: str) -> str | None:
         )
     if commit is None and revision != "main" and base == served:
         return _(
-            "Training rounds are off: the model server '%(name)s' runs revision %(revision)s of %(served)s, and the"
-            " workers load the newest one.",
+            "the model server '%(name)s' runs revision %(revision)s of %(served)s, and the workers load the newest"
+            " one.",
             name=engine.name,
             revision=revision,
             served=served,

@@ -127,8 +127,7 @@ def start(session: Session, actor: Actor, project: Project, *, trigger: RoundTri
     require(session, actor, project, Right.administers)
     lock_project(session, project)
     refuse_second(session, project)
-    if (why_not := why_rounds_are_off(session, settings_of(session, project))) is not None:
-        raise Conflict(why_not)
+    refuse_switched_off(session, project)
     if project.active_version_id is None:
         raise Conflict(_("The project has no active model version."))
     count = accepted_count(session, project)
@@ -155,6 +154,12 @@ def refuse_second(session: Session, project: Project) -> None:
             _("Training round %(number)s is still running: wait for it to finish or cancel it.", number=active.number),
             round=str(active.id),
         )
+
+
+def refuse_switched_off(session: Session, project: Project) -> None:
+    """Raise `Conflict` if the project's model server runs another model than workers tune."""
+    if (why_not := why_rounds_are_off(session, settings_of(session, project))) is not None:
+        raise Conflict(why_not)
 
 
 def _new_round(session: Session, actor: Actor, project: Project, *, trigger: RoundTrigger) -> Round:
@@ -321,6 +326,7 @@ def retry(session: Session, actor: Actor, round_id: int) -> Round:
             _("Only a failed or cancelled training round can be resumed; this one %(standing)s.", standing=standing)
         )
     refuse_second(session, project)
+    refuse_switched_off(session, project)
     refuse_redacted(session, found)
     found.state = RoundState.queued
     ROUNDS.release(found)
@@ -335,6 +341,7 @@ def rerun(session: Session, actor: Actor, round_id: int) -> Round:
     """Start a new round with the same snapshot: the same rows, settings, parent and seed. Raises `Conflict`."""
     found, project = _round_for_admin(session, actor, round_id)
     refuse_second(session, project)
+    refuse_switched_off(session, project)
     snapshot = refuse_redacted(session, found)
     if snapshot is None:
         raise Conflict(_("Training round %(number)s has no snapshot to rerun: start a new one.", number=found.number))

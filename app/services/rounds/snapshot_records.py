@@ -27,11 +27,11 @@ SCHEMA_VERSION = 1
 # The verdicts on some prompts that counted at the position, over all their sets.
 PROMPTS = "SELECT id FROM prompts WHERE project_id = :project AND id > :after ORDER BY id LIMIT :limit"
 COUNTED = f"""
-SELECT v.*, s.version_id FROM candidate_sets s JOIN verdicts v ON v.candidate_set_id = s.id
+SELECT v.*, s.version_id, s.served_model FROM candidate_sets s JOIN verdicts v ON v.candidate_set_id = s.id
 WHERE s.prompt_id = ANY (CAST(:prompts AS bigint[])) AND v.state = 'counted' AND {was_current("v")}
 """  # noqa: S608 - constants only
 GROUPS = f"""
-SELECT kind, version_id, critic_id, count(*) AS n FROM ({COUNTED}) v GROUP BY 1, 2, 3
+SELECT kind, version_id, served_model, critic_id, count(*) AS n FROM ({COUNTED}) v GROUP BY 1, 2, 3, 4
 """  # noqa: S608 - constants only
 SIZES = f"""
 SELECT count(DISTINCT prompt_id) AS prompts, count(DISTINCT candidate_set_id) AS sets FROM ({COUNTED}) v
@@ -58,7 +58,7 @@ class Tally:
     """Running totals of the verdicts in a snapshot."""
 
     kinds: Counter[str] = field(default_factory=Counter)
-    versions: Counter[int | None] = field(default_factory=Counter)
+    versions: Counter[tuple[int | None, str | None]] = field(default_factory=Counter)
     critics: set[int] = field(default_factory=set)
     prompts: int = 0
     sets: int = 0
@@ -69,7 +69,7 @@ class Tally:
         """Add the verdicts on some prompts."""
         for row in session.execute(text(GROUPS), values):
             self.kinds[row.kind] += row.n
-            self.versions[row.version_id] += row.n
+            self.versions[row.version_id, row.served_model] += row.n
             self.critics.add(row.critic_id)
         sizes = session.execute(text(SIZES), values).one()
         self.prompts, self.sets = self.prompts + sizes.prompts, self.sets + sizes.sets
@@ -133,11 +133,12 @@ def count(selection: RowSelection, *, n_prompts: int, report: Report, session: S
 
 def card_of(session: Session, selection: RowSelection, snapshot: Snapshot, tally: Tally) -> dict[str, Any]:
     """The data card of a snapshot, as stored."""
-    known = session.scalars(select(ModelVersion).where(ModelVersion.id.in_([one for one in tally.versions if one])))
+    known = session.scalars(select(ModelVersion).where(ModelVersion.id.in_([one for one, _ in tally.versions if one])))
     versions = {version.id: version for version in known}
-    imported = [(None, tally.versions[None])] if None in tally.versions else []
-    in_order = sorted(versions.values(), key=lambda one: one.number)
-    judged = [(version, tally.versions[version.id]) for version in in_order]
+    judged = sorted(
+        ((versions[one] if one else None, served, n) for (one, served), n in tally.versions.items()),
+        key=lambda found: (-1 if found[0] is None else found[0].number, found[1] or ""),
+    )
     settings = snapshot.settings.get("project", {})
     return {
         "schema_version": SCHEMA_VERSION,
@@ -156,9 +157,10 @@ def card_of(session: Session, selection: RowSelection, snapshot: Snapshot, tally
                 "id": None if version is None else str(version.id),
                 "number": None if version is None else version.number,
                 "base_model": None if version is None else version.base_model,
+                **({"served_model": served} if served else {}),
                 "verdicts": n,
             }
-            for version, n in (*imported, *judged)
+            for version, served, n in judged
         ],
         "filters": {
             "verdicts": "all that counted and that nothing superseded when the snapshot was taken",
@@ -214,7 +216,10 @@ def version_line(version: dict[str, Any]) -> str:
     """A version and the number of verdicts on its candidates, as a line of text."""
     if version["id"] is None:
         return f"imported candidates: {version['verdicts']} verdicts"
-    return f"version {version['number']} of {to_one_line(version['base_model'])}: {version['verdicts']} verdicts"
+    written = f"version {version['number']} of {to_one_line(version['base_model'])}"
+    if served := version.get("served_model"):
+        written += f", for which a model server ran {to_one_line(served)}"
+    return f"{written}: {version['verdicts']} verdicts"
 
 
 def to_one_line(words: str) -> str:

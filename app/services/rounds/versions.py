@@ -91,13 +91,13 @@ def put_in_force(session: Session, actor: Actor, project: Project, version: Mode
     """Activate a version without a permission check, and replace unclaimed sets of other versions.
 
     Returns whether it is active now. An adapter is first handed over to the server that the project samples from; its
-    version becomes active once it is loaded there.
+    version becomes active once it is loaded there. So is that of the active version, if the server has lost it.
     """
     lock_project(session, project)
-    if project.active_version_id == version.id:
-        return True
     if is_handed_over_first(session, project, version):
         return False
+    if project.active_version_id == version.id:
+        return True
     settings = settings_of(session, project)
     activation.put_in_force(
         session, actor, project, version, judged_splits=settings.judged_splits, rejudge=settings.rejudge

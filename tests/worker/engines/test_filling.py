@@ -57,6 +57,12 @@ def reason_of(project_id: int) -> str:
         return "" if found is None else found.reason
 
 
+def served_models() -> list[str | None]:
+    """What the server ran for each set, where that was not the version's base model."""
+    with session_scope() as session:
+        return list(session.scalars(select(CandidateSet.served_model).order_by(CandidateSet.id)))
+
+
 def make_structured(server: ModelServer) -> int:
     with session_scope() as session:
         make_engine(session, server)
@@ -76,6 +82,7 @@ class TestStructuredAnswers:
         with session_scope() as session:
             made = session.scalars(select(Candidate)).all()
             assert len(made) == 3
+            assert served_models() == [None]
             for one in made:
                 assert (one.fields, one.invalid) == (json.loads(one.text), None)
                 assert list(json.loads(one.text)) == ["rating", "category", "rationale"]
@@ -95,6 +102,15 @@ class TestStructuredAnswers:
             assert pools.count_invalid(session, session.get_one(Project, project_id)) == (3, 3)
         assert reason_of(project_id) == ""
 
+    def test_say_what_the_server_ran_in_place_of_the_base_model(
+        self, worker: WorkerProcess, server: ModelServer
+    ) -> None:
+        project_id = make_structured(server)
+        with session_scope() as session:
+            session.execute(update(Engine).values(revision="5fbcdcd"))
+        assert fill_from_engine(worker, project_id) == 1
+        assert served_models() == [f"{MODEL}@5fbcdcd"]
+
 
 class TestFillFromEngine:
     def test_until_the_pool_is_full(self, worker: WorkerProcess, server: ModelServer) -> None:
@@ -110,6 +126,7 @@ class TestFillFromEngine:
             assert all((one.mean_logprob or 0) < 0 and one.n_tokens == 6 and one.seed is not None for one in made)
             assert offered.spread is not None
             assert offered.answer_source == "gold"
+            assert offered.served_model is None
 
     def test_what_the_server_does_not_say_is_stored_as_unknown(
         self, worker: WorkerProcess, server: ModelServer
@@ -206,6 +223,7 @@ class TestFillFromEngine:
             )
             pauses.try_now(session, SYSTEM, project)
         assert fill_from_engine(worker, project_id) == 3
+        assert served_models() == ["another/model"] * 3
 
     def test_before_the_probe_is_done(self, worker: WorkerProcess, server: ModelServer) -> None:
         project_id = make_project(server)
@@ -240,7 +258,7 @@ class TestFillFromEngine:
         project_id = make_project(server)
         with session_scope() as session:
             project = session.get_one(Project, project_id)
-            version = factories.make_version(session, project, number=1, adapter="1" * 64)
+            version = factories.make_version(session, project, number=1, base_model=MODEL, adapter="1" * 64)
             project.active_version_id = version.id
             engine_id = make_engine(session, server, name="other").id
             projects.update_project(session, SYSTEM, project.slug, {"engine": "other"})

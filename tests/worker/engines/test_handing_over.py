@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from app.db.sessions import session_scope
-from app.models import AdapterState, Engine, EngineAdapter, EngineState, Project
-from app.services.engines import handing_over, probing
+from app.errors import Conflict
+from app.models import AdapterState, Engine, EngineAdapter, EngineState, ModelVersion, Project, RoundState
+from app.processes.connect import forget_settings
+from app.services.engines import copies, handing_over, probing
+from app.services.kernel.actors import SYSTEM
 from app.services.projects import pauses, projects
-from app.services.rounds import hand_over
+from app.services.rounds import hand_over, rounds
+from tests import factories
 from tests.engines import FOUND, make_engine
 from tests.model_server import MODEL, ModelServer
 from tests.worker import loop
@@ -21,6 +27,18 @@ from worker.engines.filling import fill_from_engine
 from worker.process import WorkerProcess
 
 COMMIT = "5fbcdcd0" * 5
+
+
+def only_engine() -> int:
+    """The id of the one server."""
+    with session_scope() as session:
+        return session.scalars(select(Engine.id)).one()
+
+
+def set_capabilities(**found: Any) -> None:
+    """Let the probe have found something else."""
+    with session_scope() as session:
+        session.execute(update(Engine).values(capabilities=FOUND.as_json() | found))
 
 
 def test_a_version_becomes_active_once_it_is_loaded(
@@ -37,6 +55,38 @@ def test_a_version_becomes_active_once_it_is_loaded(
     assert oct((shared / row.name).stat().st_mode)[-3:] == "755"
     assert fill_from_engine(worker, project_id) == 2
     assert {body["model"] for body in server.asked} == {row.name}
+
+
+class TestTheSharedFolder:
+    """Workers create what only their own account can read, and a model server has another one."""
+
+    @pytest.fixture(autouse=True)
+    def private(self) -> Iterator[None]:
+        before = os.umask(0o077)
+        yield
+        os.umask(before)
+
+    def modes(self, folder: Path) -> set[str]:
+        return {oct(path.stat().st_mode)[-3:] for path in (folder, *folder.rglob("*"))}
+
+    def test_is_made_for_any_account_to_enter(self, shared: Path, adapter: str) -> None:
+        copies.put_copy(adapter, "illume-one")
+        assert self.modes(shared) == {"755", "644"}
+
+    def test_of_an_admin_keeps_its_mode(self, shared: Path, adapter: str) -> None:
+        shared.mkdir()
+        shared.chmod(0o750)
+        copies.put_copy(adapter, "illume-one")
+        assert self.modes(shared) == {"750", "755", "644"}
+
+    def test_in_the_data_folder_is_opened(self, adapter: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("ILLUME_ADAPTERS_DIR", raising=False)
+        forget_settings()
+        folder = copies.adapters_dir()
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)  # as an earlier release made it
+        copies.put_copy(adapter, "illume-one")
+        assert self.modes(folder) == {"755", "644"}
 
 
 def test_the_one_before_is_unloaded_and_names_are_never_used_twice(
@@ -235,6 +285,129 @@ def test_a_server_with_another_model_is_probed_before_it_gets_an_adapter(
         assert "runs another/model, and the base model of this project is tiny/model" in (off or "")
 
 
+class TestAVersionOfAnotherBase:
+    """The server runs another model than the one that the version was tuned on."""
+
+    SAID = (
+        "Version 1 cannot be used: the model server 'gpu' runs another/model, and the base model of this project is"
+        " tiny/model. What is tuned here would not fit there: let both be the same."
+    )
+
+    @pytest.fixture
+    def another(self, server: ModelServer, project_id: int) -> None:
+        server.behaviour.root = "another/model"
+        set_capabilities(root="another/model")
+
+    @pytest.mark.usefixtures("another")
+    @pytest.mark.parametrize("swaps", [True, False])
+    def test_is_not_handed_over(
+        self, worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str, shared: Path, swaps: bool
+    ) -> None:
+        server.behaviour.swaps, server.behaviour.resolves = swaps, None if swaps else shared
+        activate(add_version(project_id, 1, adapter))
+        hand_over_all(worker)
+        [row] = rows()
+        assert (active_number(project_id), row.state, row.error) == (0, AdapterState.failed, self.SAID)
+        assert (server.adapters, server.calls, shared.exists()) == ({}, [], False)
+        with session_scope() as session:
+            assert self.SAID in hand_over.notes_of(session, session.get_one(Project, project_id))
+
+    def test_is_not_handed_over_where_the_model_changed_after_a_round(
+        self, worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str
+    ) -> None:
+        server.behaviour.root = "another/model"
+        activate(add_version(project_id, 1, adapter))
+        hand_over_all(worker)
+        assert rows()[0].state is AdapterState.waiting
+        probing.probe_engine(only_engine(), check=worker.check)
+        hand_over_all(worker)
+        assert (rows()[0].state, rows()[0].error, server.adapters) == (AdapterState.failed, self.SAID, {})
+
+    def test_samples_nothing_though_its_name_is_still_there(
+        self, worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str
+    ) -> None:
+        activate(add_version(project_id, 1, adapter))
+        hand_over_all(worker)
+        server.behaviour.root = "another/model"
+        set_capabilities(root="another/model")
+        assert fill_from_engine(worker, project_id) == 0
+        assert not server.asked
+        with session_scope() as session:
+            found = pauses.current_pause(session, session.get_one(Project, project_id))
+            assert found is not None
+            assert found.reason == self.SAID
+
+    @pytest.mark.usefixtures("another")
+    def test_is_handed_over_once_the_server_runs_its_base_again(
+        self, worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str
+    ) -> None:
+        version_id = add_version(project_id, 1, adapter)
+        activate(version_id)
+        hand_over_all(worker)
+        server.behaviour.root = MODEL
+        set_capabilities(root=MODEL)
+        activate(version_id)
+        hand_over_all(worker)
+        assert (active_number(project_id), len(server.adapters)) == (1, 1)
+
+    @pytest.mark.usefixtures("another")
+    def test_a_round_of_before_is_neither_resumed_nor_rerun(self, project_id: int) -> None:
+        with session_scope() as session:
+            project = session.get_one(Project, project_id)
+            ended = factories.make_round(session, project, state=RoundState.failed)
+            for start in (rounds.retry, rounds.rerun):
+                with pytest.raises(Conflict, match="Training rounds are off: the model server 'gpu' runs another/mo"):
+                    start(session, SYSTEM, ended.id)
+
+
+class TestTheActiveVersionThatCannotBeLoadedAgain:
+    """The server lost it, and the hand-over that followed failed."""
+
+    @pytest.fixture
+    def version_id(self, worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str) -> int:
+        version_id = add_version(project_id, 1, adapter)
+        activate(version_id)
+        hand_over_all(worker)
+        server.adapters.clear()
+        server.behaviour.load_error = (500, "the disk is full")
+        fill_from_engine(worker, project_id)
+        hand_over_all(worker)
+        assert rows()[-1].state is AdapterState.failed
+        return version_id
+
+    @pytest.mark.usefixtures("version_id")
+    def test_is_tried_again_when_the_pause_ends(
+        self, worker: WorkerProcess, server: ModelServer, project_id: int
+    ) -> None:
+        for _ in range(2):  # says why as long as it fails
+            self.end_pause(project_id)
+            assert fill_from_engine(worker, project_id) == 0
+            with session_scope() as session:
+                found = pauses.current_pause(session, session.get_one(Project, project_id))
+                assert found is not None
+                assert "the disk is full" in found.reason
+            hand_over_all(worker)
+        server.behaviour.load_error = None
+        self.end_pause(project_id)
+        fill_from_engine(worker, project_id)
+        hand_over_all(worker)
+        assert fill_from_engine(worker, project_id) == 2
+        assert {body["model"] for body in server.asked[-2:]} == {rows()[-1].name}
+
+    def test_or_when_an_admin_activates_it_again(
+        self, worker: WorkerProcess, server: ModelServer, project_id: int, version_id: int
+    ) -> None:
+        server.behaviour.load_error = None
+        activate(version_id)
+        hand_over_all(worker)
+        assert (active_number(project_id), rows()[-1].state) == (1, AdapterState.loaded)
+
+    @staticmethod
+    def end_pause(project_id: int) -> None:
+        with session_scope() as session:
+            pauses.try_now(session, SYSTEM, session.get_one(Project, project_id))
+
+
 def test_a_server_with_another_context_gets_it_after_the_probe(
     worker: WorkerProcess, server: ModelServer, project_id: int, adapter: str
 ) -> None:
@@ -330,3 +503,23 @@ class TestRoundsAreOff:
             project = loop.make_project(session, Path(base_model), engine="gpu")
             found = hand_over.why_rounds_are_off(session, projects.settings_of(session, project))
             assert found is None if said is None else said in (found or "")
+
+    @pytest.mark.parametrize(
+        ("values", "base_model", "expected"),
+        [
+            ({}, MODEL, None),
+            ({}, "starter", MODEL),
+            ({"revision": "5fbcdcd"}, MODEL, f"{MODEL}@5fbcdcd"),
+            ({"capabilities": {"root": "another/model"}}, MODEL, "another/model"),
+            ({"model": "served-name", "capabilities": {"root": "/models/one"}}, MODEL, "served-name"),
+            ({"model": "model.gguf", "capabilities": {"n": True}}, MODEL, "model.gguf"),
+        ],
+    )
+    def test_what_writes_there_is_named_as_what_it_is(
+        self, worker: WorkerProcess, values: dict[str, Any], base_model: str, expected: str | None
+    ) -> None:
+        with session_scope() as session:
+            engine = make_engine(session, None, **values)
+            project = loop.make_project(session, Path(base_model), engine="gpu")
+            version = session.get_one(ModelVersion, project.active_version_id)
+            assert hand_over.other_model(engine, version) == expected

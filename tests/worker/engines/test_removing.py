@@ -11,9 +11,10 @@ from app import queue
 from app.db.sessions import session_scope
 from app.models import Engine, EngineAdapter, Project
 from app.services import sweep
-from app.services.engines import handing_over, removing
+from app.services.engines import engines, handing_over, removing
 from app.services.erasure import erasures, running
 from app.services.kernel.actors import SYSTEM
+from app.services.projects import projects
 from illume.engines import adapters
 from tests.model_server import ModelServer
 from tests.worker.engines.adapters import activate, add_version, hand_over_all, rows
@@ -123,3 +124,14 @@ def test_a_hand_over_that_was_under_way_is_taken_back(
     activate(add_version(project_id, 1, adapter))
     hand_over_all(worker)
     assert (rows(), server.adapters, list(shared.iterdir())) == ([], {}, [])
+
+
+def test_copies_of_a_server_that_is_removed_go_with_it(
+    project_id: int, loaded: list[EngineAdapter], shared: Path
+) -> None:
+    (shared / "of another server").mkdir()
+    with session_scope() as session:
+        projects.update_project(session, SYSTEM, session.get_one(Project, project_id).slug, {"engine": "local"})
+        engines.remove_engine(session, SYSTEM, loaded[0].engine_id)
+    assert [copy.name for copy in shared.iterdir()] == ["of another server"]
+    assert rows() == []

@@ -28,7 +28,7 @@ from app.services.read_models import overviews
 from app.services.read_models.checklist import load_checklist
 from app.services.read_models.overviews import Activity
 from app.services.read_models.supply import Supply, SupplyState, supply_of
-from app.services.rounds import base_checks, hand_over, rounds, versions
+from app.services.rounds import hand_over, rounds, versions
 from app.web.access import Me, Poster, managed_project
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.next_steps import NextStep, judging_step
@@ -294,7 +294,7 @@ def loop_view(session: Session, actor: Actor, frame: Frame) -> LoopView:
         pace=_("%(today)s today, %(hour)s in the last hour", today=number(pace.today), hour=number(pace.hour)),
         verdicts=tuple(verdict_row(line) for line in overviews.list_recent_verdicts(session, actor, project, limit=6)),
         versions=rows[:5],
-        pictures_first=base_checks.reads_pictures_first(session, base_model_of(settings, known, project)),
+        pictures_first=hand_over.reads_pictures_first(session, project, base_model_of(settings, known, project)),
         engine_notes=hand_over.notes_of(session, project) if frame.may_manage else (),
         workers=tuple(worker_row(one, in_full=actor.is_admin) for one in workers.list_workers(session)),
     )

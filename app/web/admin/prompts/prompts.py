@@ -374,20 +374,31 @@ def allowed_changes(state: PromptState) -> tuple[tuple[str, str, str], ...]:
     if state is PromptState.held:
         return (("ready", _("Take off hold"), "main"), ("retired", _("Archive"), "danger"))
     if state is PromptState.retired:
-        return (("ready", "Restore", "main"),)
+        return (("ready", _("Restore"), "main"),)
     return (("retired", _("Archive"), "danger"),)
 
 
 def set_view(one: CandidateSetSummary) -> SetView:
     """A candidate set as the page shows it."""
     return SetView(
-        source=_("from an import") if one.version is None else _("by version %(version)s", version=one.version),
+        source=source_words(one),
         state=SET_WORDS[CandidateSetState(one.state)],
         created_at=one.created_at,
         error=one.error,
         candidates=one.candidates,
         verdicts=tuple(set_verdict_row(line) for line in one.verdicts),
         selection=selection_words(one),
+    )
+
+
+def source_words(one: CandidateSetSummary) -> str:
+    """What wrote a candidate set."""
+    if one.version is None:
+        return _("from an import")
+    if one.served_model is None:
+        return _("by version %(version)s", version=one.version)
+    return _(
+        "by version %(version)s, for which a model server ran %(model)s", version=one.version, model=one.served_model
     )
 
 

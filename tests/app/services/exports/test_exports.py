@@ -13,10 +13,11 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.errors import Invalid
-from app.models import Prompt
+from app.models import CandidateSet, Prompt
 from app.services.acceptance.outcomes import count_records
 from app.services.exports import compression
 from app.services.exports import plan as export_plan
@@ -240,6 +241,22 @@ class TestSnapshots:
         assert "two # lines" in text.splitlines()[0]
         assert frozen.sha256 in text
         assert str(frozen.records_key) in text
+
+    def test_names_what_a_model_server_ran_in_place_of_the_base_model(self, committed_db: CommittedDatabase) -> None:
+        with committed_db.sessions() as session:
+            project, _ = make_judged(session, prompts=3)
+            sets = session.scalars(select(CandidateSet).order_by(CandidateSet.id)).all()
+            sets[0].served_model = "org/`vision`"
+            session.flush()
+            frozen = snapshots.freeze(session, SYSTEM, project)
+            assert sum(one["verdicts"] for one in frozen.card["versions"]) == frozen.card["counts"]["verdicts"]
+            [own, other] = frozen.card["versions"]
+            assert "served_model" not in own
+            assert (other["number"], other["served_model"]) == (own["number"], "org/`vision`")
+            lines = snapshot_records.card_text(frozen).splitlines()
+            assert f"- version 0 of starter: {own['verdicts']} verdicts" in lines
+            served = "- version 0 of starter, for which a model server ran org/'vision'"
+            assert f"{served}: {other['verdicts']} verdicts" in lines
 
     def test_of_critics_who_agree(self, committed_db: CommittedDatabase) -> None:
         with committed_db.sessions() as session:

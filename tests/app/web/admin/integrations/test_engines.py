@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
+
 import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.models import Engine, EngineState, Project, Role
+from app.models import AdapterState, Engine, EngineState, Project, Role
 from app.services.engines.keys import open_key
 from app.services.kernel.actors import SYSTEM
 from app.services.projects import projects
@@ -111,6 +113,30 @@ class TestEngines:
         row.error = "Version 1 was not loaded: the rank is too high."
         session.flush()
         assert "the rank is too high" in browser.get(f"{base}/versions").text
+
+    def test_pages_say_why_a_version_does_not_fit(self, browser: Browser, session: Session, project: Project) -> None:
+        engine = make_engine(session, capabilities=FOUND.as_json() | {"root": "another/model"})
+        projects.update_project(session, SYSTEM, project.slug, {"engine": "gpu"})
+        version = factories.make_version(session, project, number=1, adapter="1" * 64)
+        row = hand_over.request_hand_over(session, project, engine, version, activate=True)
+        row.state, row.error = AdapterState.failed, hand_over.why_unfit(engine, version)
+        session.flush()
+        for path in (f"/admin/projects/{project.slug}", f"/admin/projects/{project.slug}/versions"):
+            shown = html.unescape(browser.get(path).text)
+            assert "Version 1 cannot be used: the model server 'gpu' runs another/model, and the base model" in shown
+
+    def test_pages_say_what_an_order_lacks_that_was_chosen_before_the_probe(
+        self, browser: Browser, session: Session, project: Project
+    ) -> None:
+        engine = make_engine(session, state=EngineState.probing, capabilities={})
+        projects.update_project(session, SYSTEM, project.slug, {"engine": "gpu", "next_prompt": "uncertain"})
+        said = "Which prompt comes next: the model server 'gpu' gives no log-probabilities of before the temperature"
+        here = f"/admin/projects/{project.slug}"
+        for logprobs, is_said in ((None, False), ("after", True), ("none", True), ("before", False)):
+            if logprobs:
+                engine.capabilities = FOUND.as_json() | {"logprobs": logprobs}
+                session.flush()
+            assert (said in html.unescape(browser.get(here).text)) is is_said
 
 
 def test_only_admins_see_it(browser: Browser, session: Session) -> None:

@@ -6,10 +6,12 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app.models import CandidateSetState, Project, PromptState, SamplingFailure, User
+from app.services.kernel.actors import SYSTEM
 from app.services.projects import projects
 from app.services.rounds import base_checks
 from tests import factories
 from tests.app.web.conftest import Browser
+from tests.engines import FOUND, make_engine
 
 BASE = "/admin/projects/scenes"
 SENTENCE = "This model reads all pictures of a prompt first, then its texts."
@@ -39,6 +41,17 @@ def test_without_a_version_it_is_the_model_of_the_settings(
     settings = projects.settings_of(session, project)
     check(session, admin, settings.base_model, pictures_first=True)
     assert SENTENCE in browser.get(BASE).text
+
+
+@pytest.mark.parametrize("found", ["pictures_first", "kept"])
+def test_of_a_model_server_it_is_what_the_probe_found(
+    browser: Browser, session: Session, project: Project, admin: User, found: str
+) -> None:
+    make_engine(session, capabilities=FOUND.as_json() | {"order": found})
+    projects.update_project(session, SYSTEM, project.slug, {"engine": "gpu"})
+    settings = projects.settings_of(session, project)
+    check(session, admin, settings.base_model, pictures_first=found == "kept")
+    assert (SENTENCE in browser.get(BASE).text) is (found == "pictures_first")
 
 
 def test_it_counts_prompts_that_do_not_fit_the_model(browser: Browser, session: Session, admin: User) -> None:

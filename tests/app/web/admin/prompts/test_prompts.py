@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.models import CandidateSet, Project, Prompt, Role, VerdictKind
+from app.models import CandidateSet, Project, Prompt, PromptState, Role, VerdictKind
 from app.services.quality import set_agreements
 from tests import factories
 from tests.app.services.feedback import judge, start_prepared
@@ -58,6 +58,26 @@ class TestLookingFor:
         page = browser.get(f"{BASE}?version=1").text
         assert ">by 1?<" in page
         assert ">by 0?<" not in page
+
+
+@pytest.mark.usefixtures("admin")
+class TestPage:
+    def test_it_says_what_wrote(self, browser: Browser, session: Session, project: Project) -> None:
+        made = factories.make_candidate_set(session, project)
+        page = f"{BASE}/{made.prompt_id}"
+        assert "by version 0" in browser.get(page).text
+        assert "a model server" not in browser.get(page).text
+        made.served_model = "org/model"
+        session.flush()
+        assert "by version 0, for which a model server ran org/model" in browser.get(page).text
+
+    def test_what_can_be_done_is_in_the_readers_language(
+        self, browser: Browser, session: Session, project: Project
+    ) -> None:
+        prompt = factories.make_prompt(session, project, state=PromptState.retired)
+        page = browser.client.get(f"{BASE}/{prompt.id}", headers={"Accept-Language": "de"}).text
+        assert "Wiederherstellen" in page
+        assert "Restore" not in page
 
 
 @pytest.mark.usefixtures("admin")
