@@ -216,10 +216,16 @@ def version_line(version: dict[str, Any]) -> str:
     """A version and the number of verdicts on its candidates, as a line of text."""
     if version["id"] is None:
         return f"imported candidates: {version['verdicts']} verdicts"
-    written = f"version {version['number']} of {to_one_line(version['base_model'])}"
+    written = f"version {version['number']} of {model_name(version['base_model'])}"
     if served := version.get("served_model"):
-        written += f", for which a model server ran {to_one_line(served)}"
+        written += f", for which a model server ran {model_name(served)}"
     return f"{written}: {version['verdicts']} verdicts"
+
+
+def model_name(model: str) -> str:
+    """What a card calls a model: cards are published, so of a folder only its own name."""
+    name = to_one_line(model)
+    return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".")) else name
 
 
 def to_one_line(words: str) -> str:

@@ -16,7 +16,9 @@ from app.models import Round, RoundEvent, RoundState, RoundTrigger, Snapshot
 from app.services.kernel.actors import Actor
 from app.services.kernel.rights import Right
 from app.services.projects import projects
+from app.services.projects.projects import ProjectSettings
 from app.services.rounds import rounds, snapshots, versions
+from app.services.rounds.hand_over import why_rounds_are_off
 from app.services.rounds.rounds import RoundPreview
 from app.web.access import Me, Poster, managed_project
 from app.web.admin.frame import Frame, back_to, frame_of
@@ -179,21 +181,26 @@ def index(request: Request, session: SessionDep, who: Me, slug: str) -> Response
     frame = frame_of(request, session, who, slug, tab="Training rounds", title=_("Training rounds"))
     settings = projects.settings_of(session, frame.project)
     numbers = version_numbers(session, who.actor, frame)
-    sentence = (
-        ngettext(
-            "A training round starts automatically after %(num)s newly accepted prompts.",
-            "A training round starts automatically after %(num)s newly accepted prompts.",
-            settings.round_every,
-        )
-        if settings.auto_rounds
-        else _("An admin starts each training round. The project's settings can make them start automatically.")
-    )
     found = rounds.list_rounds(session, who.actor, frame.project, limit=200).items
     rows = tuple(round_row(one, numbers) for one in found)
+    sentence = when_rounds_start(session, settings, may_manage=frame.may_manage)
     view = RoundsView(slug, frame.may_manage, sentence, rows, None if rows else next_round_step(session, frame))
     if wants_fragment(request):
         return live(request, "admin/rounds/rounds.html", "live", shell=frame.shell, view=view)
     return page("admin/rounds/rounds.html", shell=frame.shell, view=view)
+
+
+def when_rounds_start(session: Session, settings: ProjectSettings, *, may_manage: bool) -> str:
+    """When rounds start, or why none does. Only admins are told of a project's model server: it may name a folder."""
+    if (off := why_rounds_are_off(session, settings)) is not None:
+        return off if may_manage else ""
+    if not settings.auto_rounds:
+        return _("An admin starts each training round. The project's settings can make them start automatically.")
+    return ngettext(
+        "A training round starts automatically after %(num)s newly accepted prompts.",
+        "A training round starts automatically after %(num)s newly accepted prompts.",
+        settings.round_every,
+    )
 
 
 def version_numbers(session: Session, actor: Actor, frame: Frame) -> dict[int, int]:
@@ -232,12 +239,13 @@ def preview(request: Request, session: SessionDep, who: Me, slug: str) -> Respon
     found = rounds.preview(session, who.actor, frame.project)
     numbers = version_numbers(session, who.actor, frame)
     active = frame.project.active_version_id
-    obstacle = obstacle_of(running, found)
+    off = why_rounds_are_off(session, settings) if frame.may_manage else None
+    obstacle = off or obstacle_of(running, found)
     view = PreviewView(
         slug=slug,
         may_manage=frame.may_manage,
         obstacle=obstacle,
-        step=next_round_step(session, frame) if running else judging_step(frame) if obstacle else None,
+        step=None if off else next_round_step(session, frame) if running else judging_step(frame) if obstacle else None,
         parent=None if active is None else numbers.get(active),
         seconds=found.estimated_seconds,
         prompts=found.n_prompts,

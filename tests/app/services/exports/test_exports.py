@@ -258,6 +258,20 @@ class TestSnapshots:
             served = "- version 0 of starter, for which a model server ran org/'vision'"
             assert f"{served}: {other['verdicts']} verdicts" in lines
 
+    @pytest.mark.parametrize(
+        ("model", "expected"),
+        [
+            ("org/model@abc", "org/model@abc"),
+            ("/srv/us/models/fine`tuned/", "fine'tuned"),
+            ("./models/own", "own"),
+            ("starter", "starter"),
+        ],
+    )
+    def test_tells_nobody_where_a_model_lies(self, model: str, expected: str) -> None:
+        version = {"id": "1", "number": 3, "base_model": model, "served_model": model, "verdicts": 7}
+        line = f"version 3 of {expected}, for which a model server ran {expected}: 7 verdicts"
+        assert snapshot_records.version_line(version) == line
+
     def test_of_critics_who_agree(self, committed_db: CommittedDatabase) -> None:
         with committed_db.sessions() as session:
             project, _ = make_judged(session, prompts=2, critics=2)

@@ -114,6 +114,23 @@ class TestEngines:
         session.flush()
         assert "the rank is too high" in browser.get(f"{base}/versions").text
 
+    def test_no_round_is_offered_where_they_are_off(self, browser: Browser, session: Session, project: Project) -> None:
+        make_engine(session)
+        base, off = (
+            f"/admin/projects/{project.slug}/rounds",
+            "Training rounds are off: the model server 'gpu' runs tiny/m",
+        )
+        assert off not in html.unescape(browser.get(base).text)
+        projects.update_project(session, SYSTEM, project.slug, {"engine": "gpu"})
+        listed, preview = (html.unescape(browser.get(path).text) for path in (base, f"{base}/preview"))
+        assert off in listed
+        assert "A training round starts" not in listed
+        assert off in preview
+        assert "Start training" not in preview
+        browser.sign_in(person(session, role=Role.viewer))
+        seen = browser.get(base)
+        assert (seen.status_code, "tiny/m" in seen.text) == (200, False)
+
     def test_pages_say_why_a_version_does_not_fit(self, browser: Browser, session: Session, project: Project) -> None:
         engine = make_engine(session, capabilities=FOUND.as_json() | {"root": "another/model"})
         projects.update_project(session, SYSTEM, project.slug, {"engine": "gpu"})
