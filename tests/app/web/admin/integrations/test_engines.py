@@ -127,7 +127,8 @@ class TestEngines:
         assert "A training round starts" not in listed
         assert off in preview
         assert "Start training" not in preview
-        browser.sign_in(person(session, role=Role.viewer))
+        viewer = person(session, role=Role.viewer)
+        browser.sign_in(factories.make_member(session, project, Role.viewer, user=viewer))
         seen = browser.get(base)
         assert (seen.status_code, "tiny/m" in seen.text) == (200, False)
 
