@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from sqlalchemy.orm import Session
+from sqlalchemy import select
+from sqlalchemy.orm import Session, selectinload
 
 from app.models import Project, Prompt, VerdictKind
 from app.services.exports import plan as export_plan
 from app.services.exports.plan import ExportRequest, make_prompt_renderer
 from app.services.exports.shapes import Format, RecordPrompt, Task
 from app.services.kernel.actors import SYSTEM
-from illume.model.prompting import DEFAULT_TEMPLATE
+from app.services.projects.projects import settings_of
 from illume.parts import Parts, TextPart, defuse, ordered_parts, parts_data, read_parts
 from tests import factories
 from tests.app.services.imports.importing import problems, run
@@ -59,6 +61,12 @@ def judged(committed_db: CommittedDatabase) -> Project:
         return project
 
 
+def prompts_with_images(session: Session, project_id: int) -> Sequence[Prompt]:
+    """The prompts of a project, in the order in which they came."""
+    query = select(Prompt).where(Prompt.project_id == project_id).order_by(Prompt.id)
+    return session.scalars(query.options(selectinload(Prompt.images))).all()
+
+
 def parts_of(prompt: Prompt) -> tuple[list[str], Parts]:
     """The pictures of a prompt, and its parts."""
     names = [one.sha256 for one in prompt.images]
@@ -87,11 +95,8 @@ def test_comes_in_again(committed_db: CommittedDatabase, judged: Project, form: 
     reasons = [one.reason for one in problems(committed_db, found)]
     assert [one for one in reasons if "occurs twice" not in one] == []
     with committed_db.sessions() as session:
-        sent = session.query(Prompt).filter_by(project_id=judged.id).order_by(Prompt.id).all()
-        got = session.query(Prompt).filter_by(project_id=other.id).order_by(Prompt.id).all()
-        render = (
-            None if form.is_of_verdicts else make_prompt_renderer(judged.settings.get("template", DEFAULT_TEMPLATE))
-        )
+        sent, got = prompts_with_images(session, judged.id), prompts_with_images(session, other.id)
+        render = None if form.is_of_verdicts else make_prompt_renderer(settings_of(session, judged).template)
         assert [(one.external_id, shown(one)) for one in got] == [(one.external_id, shown(one, render)) for one in sent]
         if form.is_of_verdicts:
             assert [one.answer for one in got] == [one.answer for one in sent]
