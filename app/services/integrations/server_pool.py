@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -26,6 +26,8 @@ from illume.phrases import _
 
 LARGEST = 32 << 20
 CONNECT_SECONDS = 10.0
+POOL_SIZE = 8
+"""Connections of one pool: for each request httpcore goes through all of them, and for each idle one again."""
 HIDDEN = "***"
 FAILED = (OSError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.UnsupportedProtocol)
 
@@ -53,8 +55,9 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
 class ServerPool:
     """Requests below one address: `illume.engines.client.Send`."""
 
-    def __init__(self, pool: httpcore.AsyncConnectionPool, url: str, key: str) -> None:
-        self._pool, self._url, self._key = pool, url, key
+    def __init__(self, pools: Sequence[httpcore.AsyncConnectionPool], url: str, key: str) -> None:
+        self._in_flight = dict.fromkeys(pools, 0)
+        self._url, self._key = url, key
 
     async def __call__(self, method: str, path: str, body: bytes | None, *, seconds: float) -> Reply:
         """Send a request. Raises EngineAway, and EngineSlow where there is no answer within `seconds`."""
@@ -76,6 +79,16 @@ class ServerPool:
                 )
             ) from error
 
+    @contextlib.contextmanager
+    def _choose_pool(self) -> Iterator[httpcore.AsyncConnectionPool]:
+        """The pool with the fewest requests, the first one of several."""
+        pool = min(self._in_flight, key=self._in_flight.__getitem__)
+        self._in_flight[pool] += 1
+        try:
+            yield pool
+        finally:
+            self._in_flight[pool] -= 1
+
     async def _send(self, method: str, path: str, body: bytes | None) -> Reply:
         headers = {"User-Agent": "Illume", "Accept": "application/json", "Accept-Encoding": "identity"}
         if body is not None:
@@ -83,9 +96,14 @@ class ServerPool:
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         timeouts = {"connect": CONNECT_SECONDS}
-        async with self._pool.stream(
-            method, self._url + path, headers=list(headers.items()), content=body, extensions={"timeout": timeouts}
-        ) as response:
+        with self._choose_pool() as pool:
+            request = pool.stream(
+                method, self._url + path, headers=list(headers.items()), content=body, extensions={"timeout": timeouts}
+            )
+            return await self._read(request)
+
+    async def _read(self, request: AbstractAsyncContextManager[httpcore.Response]) -> Reply:
+        async with request as response:
             data = bytearray()
             async for piece in response.aiter_stream():
                 data += piece
@@ -122,7 +140,12 @@ async def open_pool(url: str, *, key: str, reach: Reach, connections: int) -> As
     """Connections to the server at `url`, closed at the end with whatever is still in flight."""
     backend = CheckedBackend(url, reach)
     context = ssl.create_default_context() if url.startswith("https:") else None
-    async with httpcore.AsyncConnectionPool(
-        context, max_connections=connections, max_keepalive_connections=connections, network_backend=backend
-    ) as pool:
-        yield ServerPool(pool, url, key)
+    async with contextlib.AsyncExitStack() as stack:
+        pools = []
+        for begin in range(0, connections, POOL_SIZE):
+            size = min(POOL_SIZE, connections - begin)
+            pool = httpcore.AsyncConnectionPool(
+                context, max_connections=size, max_keepalive_connections=size, network_backend=backend
+            )
+            pools.append(await stack.enter_async_context(pool))
+        yield ServerPool(pools, url, key)
