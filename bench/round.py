@@ -1,11 +1,12 @@
 """How long a round of 40 prompts with a pick takes with the demo's settings. Only the critic is simulated.
 
 Starts its own database, broker and workers, makes the demo's project, judges prompts as a truthful critic until a
-round starts by itself, and prints the time of each event.
+round starts by itself, and prints the time of each event. At the end the seconds from the last verdict to the activated
+version are split into their parts: by what the database, the tuning process and the files in its folder say of when.
 
     python bench/round.py [--picks 40] [--critic any] [--objective picks_and_rejections]
 
-The memory is the most that the tuning process was seen to have resident, ten times a second.
+The memory is the most that the tuning process was seen to have resident, twenty times a second.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 from sqlalchemy import func, select, text
@@ -44,6 +48,20 @@ from illume.records import Example
 from tests import judging
 
 WORKERS = ([*["beat"]], ["--queues", "model"], ["--queues", "default"])
+LOOK_SECONDS = 0.05
+FILES = {"written": "job.json", "imported": "progress.json", "tried": "left_out.json"}
+"""Files of a round's folder, and what has been done when they appear."""
+UNTIL_TRAINING = (
+    ("noticed", "the round is noticed"),
+    ("snapshot", "its snapshot is made"),
+    ("taken up", "a worker takes it up"),
+    ("written", "explanations for critics are sampled, and the folder is written"),
+    ("process", "the tuning process is started"),
+    ("imported", "modules are imported"),
+    ("tried", "the model is loaded, and all prompts are tried"),
+    ("begun", "texts are made, and where pairs are learnt the parent's log-likelihoods"),
+)
+"""What happens before the first step, and what ends each part, in order."""
 
 
 class Clock:
@@ -126,31 +144,89 @@ def measure(actor: Actor, project_id: int, *, picks: int, truthful: bool) -> Non
             continue
         judged += 1
         picked += outcome
-    asked = clock.note(f"{picked} prompts with a pick, {judged} judged")
-    state, memory = None, 0
+    asked = time.time()
+    clock.note(f"{picked} prompts with a pick, {judged} judged")
+    trace, state = Trace(), None
     while True:
-        memory = max(memory, tuning_memory())
         found = latest_round(project_id)
+        trace.look(found)
         if found is not None and found.state != state:
             state = found.state
             clock.note(f"round {found.number}: {RoundState(state).value}")
             if not RoundState(state).is_active:
                 break
-        time.sleep(0.1)
-    seconds = clock.rows[-1][1] - asked
+        time.sleep(LOOK_SECONDS)
+    parts = name_parts(asked, trace.moments, events_of(found), seconds_of(found.finished_at))
     wait_for(lambda: new_sets(project_id) > 0)
     clock.note("first candidate set by the new version")
-    report(found, seconds, memory)
+    report(found, parts, trace.memory)
 
 
-def tuning_memory() -> int:
-    """The resident bytes of the tuning process; 0 while there is none."""
-    sizes = [0]
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            if "illume.tuning" in process.cmdline():
-                sizes.append(process.memory_info().rss)
-    return max(sizes)
+@dataclass
+class Trace:
+    """When what was first seen to be done, in seconds since 1970, and the memory of the tuning process."""
+
+    moments: dict[str, float] = field(default_factory=dict)
+    memory: int = 0
+
+    def look(self, found: Round | None) -> None:
+        """Look at the round as it is stored, at its folder and at its process."""
+        if found is None:
+            return
+        self.moments.setdefault("noticed", seconds_of(found.created_at))
+        if found.snapshot_id is not None:
+            self.moments.setdefault("snapshot", time.time())
+        if found.progress.get("stage") == "filling":
+            self.moments.setdefault("taken up", time.time())
+        folder = get_settings().data_dir / "rounds" / str(found.id)
+        for name, file in FILES.items():
+            with suppress(FileNotFoundError):
+                self.moments.setdefault(name, (folder / file).stat().st_mtime)
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if "illume.tuning" in process.cmdline():
+                    self.moments.setdefault("process", process.create_time())
+                    self.memory = max(self.memory, process.memory_info().rss)
+
+
+def seconds_of(moment: datetime | None) -> float:
+    """A moment in seconds since 1970; 0 for none."""
+    return 0.0 if moment is None else moment.timestamp()
+
+
+def events_of(found: Round) -> list[dict[str, Any]]:
+    """The lines of a round's event file."""
+    with session_scope() as session:
+        return [dict(one.data) for one in rounds.events(session, found)]
+
+
+def name_parts(
+    asked: float, moments: Mapping[str, float], events: Sequence[Mapping[str, Any]], ended: float
+) -> list[tuple[str, float]]:
+    """The parts of the time from `asked` to `ended`, each with its seconds; together they are all of it.
+
+    What was not seen belongs to the part that comes next. Training and scoring are those of all epochs.
+    """
+    known = dict(moments)
+    timed = [(datetime.fromisoformat(str(one["at"])).timestamp(), one["kind"]) for one in events]
+    before_training = timed[: next((place for place, (_, kind) in enumerate(timed) if kind == "step"), None)]
+    if before_training:
+        known["begun"] = before_training[-1][0]
+    parts, before = [], asked
+    for name, words in UNTIL_TRAINING:
+        if name in known:
+            parts.append((words, known[name] - before))
+            before = known[name]
+    spent = {"step": 0.0, "epoch": 0.0}
+    last = before
+    for at, kind in timed:
+        if kind in spent:
+            spent[kind] += at - last
+            last = at
+    parts += [("training, all epochs", spent["step"]), ("scoring after each epoch", spent["epoch"])]
+    decided = max((at for at, _ in timed), default=last)
+    parts.append(("the best epoch and its parent are scored and compared", decided - last))
+    return [*parts, ("the version is stored and activated", ended - decided)]
 
 
 def judge_one(actor: Actor, project_id: int, *, truthful: bool) -> int | None:
@@ -205,8 +281,13 @@ def wait_for(condition: Callable[[], bool], *, seconds: float = 600.0) -> None:
         time.sleep(0.1)
 
 
-def report(found: Round, seconds: float, memory: int) -> None:
-    """What the round did, in a table."""
+def report(found: Round, parts: Sequence[tuple[str, float]], memory: int) -> None:
+    """What the round did, and how long each part of it took, in tables."""
+    seconds = sum(taken for _, taken in parts)
+    print("\n| from the last verdict to the activated version | seconds | share |\n|---|---|---|")
+    for words, taken in parts:
+        print(f"| {words} | {taken:.1f} | {taken / seconds:.0%} |")
+    print(f"| all | {seconds:.1f} | |")
     print()
     print(f"round of {found.metrics.get('n_rationale')} rationales, {found.metrics.get('n_vqa_only')} VQA-only rows")
     print(f"from the last verdict to its end: {seconds:.1f} s; tuning process: {found.metrics.get('seconds')} s")
