@@ -18,7 +18,7 @@ from illume.evaluation.critics import JudgedSet, pair_texts, rejection_rows
 from illume.model.vlm import IGNORED, Vlm, load_vlm
 from illume.records import Rejection, TrainingRow
 from illume.settings import PreferenceSettings, TuningSettings
-from illume.tuning.batches import BatchInputs, MicroBatch, training_texts
+from illume.tuning.batches import BatchInputs, MicroBatch, PreparedBatch, training_texts
 from illume.tuning.distributed import SingleProcess
 from illume.tuning.job import JobError, Stopped, TuningJob, read_json, read_rejections, write_job
 from illume.tuning.lora import begin_adapter, trainable_parameters
@@ -265,14 +265,14 @@ class TestTraining:
             assert not torch.allclose(found[0], other, atol=1e-5)
 
 
-def make_folder(folder: Path, base: Path, *, settings: TuningSettings = BOTH) -> Path:
+def make_folder(folder: Path, base: Path, *, settings: TuningSettings = BOTH, **job: Any) -> Path:
     """The folder of a round over picks and rejections."""
     rejections = make_rejections(folder / "images")
     guard = make_examples(folder / "images", count=8, split="train")[4:]
     rows = [TrainingRow(row.example, row.accepted) for row in rejections if row.accepted]
     write_job(
         folder,
-        TuningJob(base=str(base), settings=settings),
+        TuningJob(base=str(base), settings=settings, **job),
         train=[*rows, *(TrainingRow(example, None) for example in guard)],
         val=make_examples(folder / "images", count=2, split="val"),
         rejections=rejections,
@@ -306,6 +306,23 @@ class TestRound:
         assert all(set(MEASURES) <= set(step) for step in steps)
         assert any("4 pairs, 1 explanation" in event.get("message", "") for event in events)
 
+    def test_what_is_gained_is_gained_over_the_parent(self, base: Path, tmp_path: Path) -> None:
+        """A round that goes on from its parent has gained nothing at its first step; by the base it would have."""
+        first = make_folder(tmp_path / "first", base)
+        run_all(first)
+        settings = replace(BOTH, lora_dropout=0.0, epochs=1, batch_size=16, micro_batch_size=15)
+        second = make_folder(tmp_path / "second", base, settings=settings, parent=str(first / "adapter"))
+        run_all(second)
+        events = [json.loads(line) for line in (second / "events.jsonl").read_text().splitlines()]
+        [step] = [event for event in events if event["kind"] == "step"]
+        assert step["preference_loss"] == pytest.approx(3 * math.log(2) + 0.5, abs=1e-5)
+        alone = make_folder(tmp_path / "alone", base, settings=settings)
+        run_all(alone)
+        by_base, by_parent = (
+            [value for batch in read_json(folder / "references.json") for value in batch] for folder in (alone, second)
+        )
+        assert by_base != pytest.approx(by_parent, abs=1e-3)
+
     def test_picks_alone_leave_rejections_unread(self, base: Path, tmp_path: Path) -> None:
         folders = [make_folder(tmp_path / name, base, settings=SETTINGS) for name in ("with", "without")]
         (folders[1] / "rejections.jsonl").unlink()
@@ -315,51 +332,98 @@ class TestRound:
         assert not (folders[0] / "references.json").exists()
 
 
+def import_trl() -> Any:
+    """TRL, which warns as it is loaded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import trl
+    return trl
+
+
+def config_of(make: Any, folder: Path, **options: Any) -> Any:
+    """TRL's settings for a trainer that only computes a loss."""
+    usual = {"report_to": "none", "use_cpu": True, "bf16": False, "max_length": None, "gradient_checkpointing": False}
+    return make(output_dir=str(folder), **usual, **options)
+
+
+def as_trl_has_it(prepared: PreparedBatch, rows: list[int]) -> dict[str, torch.Tensor]:
+    """Some texts of a prepared micro-batch as inputs of TRL, with the tokens that count in `completion_mask`."""
+    start = prepared.inputs["input_ids"].shape[1] - prepared.n_targets
+    mask = torch.zeros_like(prepared.inputs["input_ids"])
+    mask[:, start:] = (prepared.labels != IGNORED).to(mask.dtype)
+    kept = {name: prepared.inputs[name][rows] for name in ("input_ids", "attention_mask", "pixel_values")}
+    return kept | {"completion_mask": mask[rows]}
+
+
+def change_adapter(vlm: Vlm) -> None:
+    """Makes the model another one than its parent."""
+    with torch.no_grad():
+        for number, parameter in enumerate(trainable_parameters(vlm).values()):
+            parameter.add_(0.02 * (number % 3))
+
+
+MESSAGE = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}]
+ANSWER = [{"role": "assistant", "content": [{"type": "text", "text": "red"}]}]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_trl_computes_the_same_loss(vlm: Vlm, tmp_path: Path) -> None:
     """TRL's own forward pass and loss, on the same model, pairs and parent."""
     import datasets as hub
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import trl
+    trl = import_trl()
     rejections = [row for row in make_rejections(tmp_path) if row.accepted is not None]
     plan = make_plan(vlm, rejections)
     [[batch]] = plan.steps
     inputs = BatchInputs(vlm, plan.texts, cache_mb=0)
-    prepared = inputs.prepare(batch.shown)
+    n = batch.n_pairs
+    given = as_trl_has_it(inputs.prepare(batch.shown), [*range(n, 2 * n), *range(n)])  # TRL has the chosen ones first
     [references] = compute_references(plan, partial(micro_batch_logprobs, vlm, inputs), lambda: None)
     begin_adapter(vlm, init="from_base", parent=None, settings=SETTINGS)
-    n, start = batch.n_pairs, prepared.inputs["input_ids"].shape[1] - prepared.n_targets
-    rows = [*range(n, 2 * n), *range(n)]  # TRL has the chosen ones first
-    mask = torch.zeros_like(prepared.inputs["input_ids"])
-    mask[:, start:] = (prepared.labels != IGNORED).to(mask.dtype)
-    kept = {name: prepared.inputs[name][rows] for name in ("input_ids", "attention_mask", "pixel_values")}
-    message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}]
-    answer = [{"role": "assistant", "content": [{"type": "text", "text": "red"}]}]
-    one = {"prompt": message, "chosen": answer, "rejected": answer, "images": [Image.new("RGB", (32, 32))]}
+    one = {"prompt": MESSAGE, "chosen": ANSWER, "rejected": ANSWER, "images": [Image.new("RGB", (32, 32))]}
     trainer = trl.DPOTrainer(
         model=vlm.model,
-        args=trl.DPOConfig(
-            output_dir=str(tmp_path / "out"),
-            loss_type=["sigmoid_norm"],
-            beta=2.0,
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            max_length=None,
-            gradient_checkpointing=False,
-        ),
+        args=config_of(trl.DPOConfig, tmp_path / "out", loss_type=["sigmoid_norm"], beta=2.0),
         train_dataset=hub.Dataset.from_list([one]),
         processing_class=vlm.processor,
     )
-    with torch.no_grad():  # after the trainer has kept the adapter that it compares with
-        for number, parameter in enumerate(trainable_parameters(vlm).values()):
-            parameter.add_(0.02 * (number % 3))
+    change_adapter(vlm)  # after the trainer has kept the adapter that it compares with
     trainer.model.eval()
     values = micro_batch_logprobs(vlm, inputs, batch.shown)
-    ours = preference_losses(values, torch.tensor(references), batch, beta=2.0)["pair"] / batch.n_pairs
-    theirs = trainer.compute_loss(trainer.model, {**kept, "completion_mask": mask[rows]})
+    ours = preference_losses(values, torch.tensor(references), batch, beta=2.0)["pair"] / n
+    theirs = trainer.compute_loss(trainer.model, given)
     assert abs(ours.item() - math.log(2)) > 1e-3
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_trl_computes_the_same_loss_where_nothing_fitted(vlm: Vlm, tmp_path: Path) -> None:
+    """TRL's loss `apo_zero_unpaired`. It sums over tokens where ours is their mean, so that its beta is ours over n."""
+    import datasets as hub
+
+    trl = import_trl()
+    plan = make_plan(vlm, [row for row in make_rejections(tmp_path) if row.accepted is None])
+    [[batch]] = plan.steps
+    assert (batch.n_rejected, batch.n_pairs) == (1, 0)
+    inputs = BatchInputs(vlm, plan.texts, cache_mb=0)
+    given = as_trl_has_it(inputs.prepare(batch.shown), [0])
+    [references] = compute_references(plan, partial(micro_batch_logprobs, vlm, inputs), lambda: None)
+    begin_adapter(vlm, init="from_base", parent=None, settings=SETTINGS)
+    n_tokens = int(given["completion_mask"].sum())
+    assert n_tokens > 1
+    one = {"prompt": MESSAGE, "completion": ANSWER, "label": False, "images": [Image.new("RGB", (32, 32))]}
+    trainer = trl.KTOTrainer(
+        model=vlm.model,
+        args=config_of(trl.KTOConfig, tmp_path / "out", loss_type="apo_zero_unpaired", beta=2.0 / n_tokens),
+        train_dataset=hub.Dataset.from_list([one, one]),
+        processing_class=vlm.processor,
+    )
+    change_adapter(vlm)
+    trainer.model.eval()
+    values = micro_batch_logprobs(vlm, inputs, batch.shown)
+    ours = preference_losses(values, torch.tensor(references), batch, beta=2.0)["unpaired"]
+    theirs = trainer.compute_loss(trainer.model, given | {"label": torch.tensor([False])})
+    assert abs(ours.item() - 0.5) > 1e-3
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)

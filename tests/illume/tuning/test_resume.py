@@ -23,6 +23,7 @@ from illume.tuning.job import read_json
 from tests.illume.killing import run, steps_of
 from tests.illume.rounds import make_examples, make_round
 from tests.illume.simulation.test_simulation import SETTINGS, make_prompts, with_all
+from tests.illume.tuning.test_preferences import make_folder
 from tests.illume.tuning.test_tuning import copy_round, outcome
 
 N_KILLS = 2
@@ -76,6 +77,13 @@ def tuned(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Pa
 
 
 @pytest.fixture(scope="module")
+def preferring(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    """As `tuned`, of a round that also learns from rejections."""
+    folder = make_folder(tmp_path_factory.mktemp("preferring") / "round", base)
+    return steps_of(tune, [str(folder)], note=folder.parent / "steps"), folder
+
+
+@pytest.fixture(scope="module")
 def settings(base: Path, tmp_path_factory: pytest.TempPathFactory) -> SimulationSettings:
     prompts = make_prompts(tmp_path_factory.mktemp("prompts"))
     return replace(SETTINGS, model=str(base), prompts=(str(prompts),))
@@ -113,6 +121,16 @@ def test_tuning(tuned: tuple[int, Path], tmp_path: Path, seed: int) -> None:
     folder = copy_round(finished, tmp_path / "round")
     assert killed_and_ended(tune, [str(folder)], steps=steps, seed=seed, note=tmp_path / "steps")
     assert outcome(folder) == outcome(finished)
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 13))])
+def test_tuning_on_picks_and_rejections(preferring: tuple[int, Path], tmp_path: Path, seed: int) -> None:
+    steps, finished = preferring
+    folder = copy_round(finished, tmp_path / "round")
+    assert killed_and_ended(tune, [str(folder)], steps=steps, seed=seed, note=tmp_path / "steps")
+    assert outcome(folder) == outcome(finished)
+    assert read_json(folder / "references.json") == read_json(finished / "references.json")
+    assert read_json(folder / "result.json")["n_pairs"] == 4
 
 
 def test_simulation(settings: SimulationSettings, small_run: tuple[int, Any], tmp_path: Path) -> None:

@@ -503,8 +503,9 @@ def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy_round(finished: Path, folder: Path) -> Path:
     """The same round, not yet run."""
     folder.mkdir()
-    for name in ("job.json", "train.jsonl", "val.jsonl", "heldout.jsonl"):
-        shutil.copy(finished / name, folder / name)
+    for name in ("job.json", "train.jsonl", "val.jsonl", "heldout.jsonl", "rejections.jsonl"):
+        if (finished / name).exists():
+            shutil.copy(finished / name, folder / name)
     return folder
 
 
