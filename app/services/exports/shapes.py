@@ -173,7 +173,10 @@ def make_rows(records: Sequence[Record], outcomes: Sequence[Outcome], shape: Sha
         return field_rows(records, outcomes, shape)
     if shape.format is Format.answers:
         return answer_rows(records, outcomes, shape)
-    made = [row for judged in judge_ballots(records, outcomes, shape) for row in make_ballot_rows(judged, shape)]
+    ballots = list(judge_ballots(records, outcomes, shape))
+    if shape.rows_for is not Task.sft and shape.aggregation is not Aggregation.each:
+        ballots = leave_out_accepted(ballots, shape.fields)
+    made = [row for judged in ballots for row in make_ballot_rows(judged, shape)]
     rows = (
         deduplicate(made, is_exact=shape.fields is not None) if shape.rows_for is Task.sft else [row for row, _ in made]
     )
@@ -181,6 +184,32 @@ def make_rows(records: Sequence[Record], outcomes: Sequence[Outcome], shape: Sha
         row["id"] = f"{records[0]['prompt']}-{position}"
         row["weight"] = 1 / len(rows)
     return rows
+
+
+def leave_out_accepted(ballots: Sequence[BallotResult], fields: AnswerFields | None) -> list[BallotResult]:
+    """The results of a prompt's ballots, of which none rejects what any of them accepts, as rounds learn from them.
+
+    Of structured answers the rationales are compared.
+    """
+
+    def key_of(text: str) -> str:
+        return normalise_rationale(text if fields is None else orjson.loads(text)[fields.rationale.name] or "")
+
+    known = {key_of(one.text) for judged in ballots for one in judged.accepted + judged.own}
+
+    def without_original(own: JudgedText) -> JudgedText:
+        return (
+            own if own.edited_text is None or key_of(own.edited_text) not in known else own._replace(edited_text=None)
+        )
+
+    return [
+        replace(
+            judged,
+            turned_down=tuple(one for one in judged.turned_down if key_of(one.text) not in known),
+            own=tuple(map(without_original, judged.own)),
+        )
+        for judged in ballots
+    ]
 
 
 def judge_ballots(records: Sequence[Record], outcomes: Sequence[Outcome], shape: Shape) -> Iterator[BallotResult]:

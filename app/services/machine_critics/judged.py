@@ -61,7 +61,7 @@ def read_judged(
         check()
         with open_session(session) as used:
             ids = list(used.scalars(query.where(Prompt.id > after)))
-            rows += _judged_of(used, project, [one for one in ids if one not in held_out], moment)
+            rows += judged_of(used, project, [one for one in ids if one not in held_out], moment)
         if len(ids) < BATCH_SIZE:
             return rows
         after = ids[-1]
@@ -77,7 +77,8 @@ def list_held_out(session: Session, project: Project, round_id: int) -> frozense
     return frozenset(found)
 
 
-def _judged_of(session: Session, project: Project, prompt_ids: Sequence[int], moment: Moment) -> list[JudgedRationale]:
+def judged_of(session: Session, project: Project, prompt_ids: Sequence[int], moment: Moment) -> list[JudgedRationale]:
+    """What people had accepted and turned down of some prompts at a moment."""
     if not prompt_ids:
         return []
     texts = set_texts(session, project, prompt_ids=prompt_ids, at=moment)

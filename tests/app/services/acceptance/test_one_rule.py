@@ -27,10 +27,14 @@ from app.models import (
 from app.services.acceptance import rules
 from app.services.acceptance.counting import Aggregation
 from app.services.acceptance.outcomes import CountingRules, count_records
+from app.services.acceptance.positions import current_position
+from app.services.acceptance.rules import Moment
 from app.services.exports import plan as export_plan
 from app.services.exports.plan import ExportRequest
 from app.services.exports.shapes import Format, counting_rules, make_rows
-from app.services.rounds.training_set import accepted_rows
+from app.services.machine_critics.judged import judged_of
+from app.services.projects.projects import settings_of
+from app.services.rounds.training_set import RowSelection, accepted_rows, rejected_rows
 from illume.texts import normalise_rationale
 from tests import factories
 from tests.conftest import CommittedDatabase
@@ -202,12 +206,40 @@ def check_agreement(
         again += make_rows(of_prompt, [one for one in outcomes if one.ballot in own], found.shape) if own else []
     assert again == rows
 
+    check_rejections(session, project, prompts)
     with_some = {prompt_id for prompt_id, _ in trained_on}
     in_use = [prompt for prompt in prompts if prompt.state is PromptState.judged]
     for prompt in in_use:
         session.refresh(prompt)
     assert {prompt.id for prompt in in_use if prompt.has_accepted} == with_some
     assert {prompt.id for prompt in in_use if prompt.fresh} <= with_some
+
+
+def check_rejections(session: Session, project: Project, prompts: Sequence[Prompt]) -> None:
+    """The objective, a verifier, and the exports `kto` and `preference` call the same texts rejected."""
+    labelled: dict[bool, set[tuple[int, str]]] = {True: set(), False: set()}
+    for row in exported(session, project, format=Format.kto)[1]:
+        labelled[row["label"]].add((int(row["prompt_id"]), key_of(row["completion"])))
+    assert labelled[True].isdisjoint(labelled[False])
+
+    moment, ids = Moment(current_position(session), project.revision_id or 0), [prompt.id for prompt in prompts]
+    judged = judged_of(session, project, [one.id for one in prompts if one.state is PromptState.judged], moment)
+    verified = {(int(one.example.id), normalise_rationale(one.rationale)) for one in judged if not one.picked}
+    assert verified == labelled[False]
+
+    texts = rules.set_texts(session, project, prompt_ids=ids, at=moment)
+    edited = {(one.prompt_id, normalise_rationale(one.original)) for one in texts if one.original is not None}
+    down = labelled[False] | edited - labelled[True]
+    chosen = RowSelection(project, settings_of(session, project), moment, seed=0)
+    learnt = rejected_rows(session, chosen, prompt_ids=ids)
+    assert {(row.prompt.id, normalise_rationale(row.rationale or "")) for row in learnt} <= down
+    _, pairs = exported(session, project, format=Format.preference)
+    assert {(int(row["prompt_id"]), key_of(row["rejected"])) for row in pairs} <= down
+
+
+def key_of(messages: Sequence[dict[str, Any]]) -> str:
+    """The text of an answer of an export, as texts are compared."""
+    return normalise_rationale(messages[0]["content"][0]["text"])
 
 
 def rule_in_words(votes: Sequence[Vote], slots: int, aggregation: str, *, weigh: bool) -> tuple[set[Any], set[int]]:

@@ -138,9 +138,25 @@ class TestPreference:
         assert pairs(record(0, texts=["same", "same", "other"])) == [("same", "other")]
 
     def test_two_sets_of_a_prompt_share_its_weight(self) -> None:
-        rows = shaped(Format.preference, record(1), record(0, n=2, candidate_set="8", number=2))
+        other = record(0, texts=["it swims", "it barks"], candidate_set="8", number=2)
+        rows = shaped(Format.preference, record(1), other)
         assert [row["group_id"] for row in rows] == ["7", "7", "7", "8"]
         assert sum(row["weight"] for row in rows) == pytest.approx(1)
+
+    def test_what_another_set_accepts_is_not_rejected(self) -> None:
+        sets = record(1, n=3), record(0, texts=["Reason 0.", "reason 1", "it barks"], candidate_set="8", number=2)
+        both = [(said(row["chosen"]), said(row["rejected"])) for row in shaped(Format.preference, *sets)]
+        assert both == [("reason 1", "reason 2"), ("Reason 0.", "it barks")]
+        labels = [(said(row["completion"]), row["label"]) for row in shaped(Format.kto, *sets)]
+        assert [text for text, is_accepted in labels if not is_accepted] == ["reason 2", "it barks"]
+        each = shaped(Format.kto, *sets, by="each")
+        assert len([row for row in each if not row["label"]]) == 4, "every verdict by itself"
+
+    def test_an_accepted_original_is_no_worse_than_its_edit(self) -> None:
+        picked = record(1, n=2, number=2, slots=2)
+        edited = record(n=2, rationale="reason 1, but better", edited_from=1, slots=2)
+        found = [(said(row["chosen"]), said(row["rejected"])) for row in shaped(Format.preference, edited, picked)]
+        assert ("reason 1, but better", "reason 1") not in found
 
 
 class TestSft:
