@@ -406,6 +406,7 @@ def preference_charts(events: Sequence[RoundEvent]) -> tuple[Chart, ...]:
     likely = (
         ("accepted_logprob", pgettext("explanations", "accepted")),
         ("rejected_logprob", pgettext("explanations", "rejected")),
+        ("margin", pgettext("explanations", "difference")),
     )
     right = (("preference_accuracy", _("with the pictures")), ("blank_accuracy", _("with blank pictures")))
     charts = (

@@ -24,12 +24,12 @@ def test_a_round_of_picks_alone_compares_nothing() -> None:
 
 
 def test_what_is_compared_has_charts_of_its_own() -> None:
-    one = {"preference_loss": 2.0, "accepted_logprob": -2.0, "rejected_logprob": -1.5}
+    one = {"preference_loss": 2.0, "accepted_logprob": -2.0, "rejected_logprob": -1.5, "margin": -0.5}
     events = steps(one | {"preference_accuracy": 0.25, "blank_accuracy": 0.5}, one | {"preference_accuracy": 1.0})
     loss = loss_chart(events)
     assert loss is not None
     assert [one.name for one in loss.series] == ["loss", "rejections"]
     likely, right = preference_charts(events)
-    assert [one.name for one in likely.series] == ["accepted", "rejected"]
+    assert [one.name for one in likely.series] == ["accepted", "rejected", "difference"]
     assert [one.name for one in right.series] == ["with the pictures", "with blank pictures"]
     assert [row.x for row in right.rows] == [1.0, 2.0]
