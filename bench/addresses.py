@@ -18,7 +18,10 @@ ADMIN = (
     "/admin/projects/bench/prompts?cursor={cursor}",
     *(f"/admin/projects/bench/prompts?split={split}" for split in ("train", "val", "test")),
     *(f"/admin/projects/bench/prompts?state={state}" for state in ("waiting", "ready", "judged", "held", "retired")),
-    *(f"/admin/projects/bench/prompts?said={said}" for said in ("accepted", "open", "flagged", "apart", "alike")),
+    *(
+        f"/admin/projects/bench/prompts?said={said}"
+        for said in ("accepted", "open", "machine", "flagged", "apart", "alike")
+    ),
     *(
         f"/admin/projects/bench/prompts?said={said}&cursor={{cursor}}"
         for said in ("accepted", "flagged", "apart", "alike")

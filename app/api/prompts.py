@@ -26,6 +26,7 @@ from app.errors import DomainError, Invalid
 from app.http.dependencies import ActorDep, ApiRoute, SessionDep, before_body, in_project
 from app.http.responses import Json, Problem
 from app.models import Project, Prompt, PromptState, Split
+from app.services.acceptance.machine import accepted_by
 from app.services.kernel.actors import parse_id, project_rights
 from app.services.kernel.rights import Right
 from app.services.kernel.text_rules import refuse_unstorable
@@ -230,6 +231,7 @@ def candidate_sets_out(session: Session, prompt: Prompt) -> list[CandidateSetOut
     """The candidate sets of a prompt, with everything known about their candidates."""
     sets = prompts.list_candidate_sets(session, prompt)
     rated = scores.scores_of(session, [candidate.id for one in sets for candidate in one.candidates])
+    by_machine = accepted_by(session, session.get_one(Project, prompt.project_id), [prompt.id])
     return [
         CandidateSetOut(
             id=str(one.id),
@@ -251,6 +253,7 @@ def candidate_sets_out(session: Session, prompt: Prompt) -> list[CandidateSetOut
                     fields=candidate.fields,
                     invalid=candidate.invalid,
                     spare=candidate.spare,
+                    accepted_by=str(by_machine[candidate.id].version_id) if candidate.id in by_machine else None,
                 )
                 for candidate in one.candidates
             ],

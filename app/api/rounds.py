@@ -11,9 +11,11 @@ from starlette.responses import StreamingResponse
 from app.api.schemas import (
     CriticPauseOut,
     HandOverOut,
+    IntervalOut,
     LeftOut,
     Limit,
     ListOut,
+    MachineAcceptsOut,
     MachineCriticOut,
     RoundOut,
     SelectionEffectOut,
@@ -32,7 +34,8 @@ from app.services.kernel.paging import slice_page
 from app.services.kernel.rights import Right
 from app.services.kernel.store import get_store
 from app.services.kernel.visible_fields import AnswerShape, shown_to
-from app.services.machine_critics import jobs
+from app.services.machine_critics import accepting, jobs
+from app.services.machine_critics.accepting import AcceptedCounts
 from app.services.projects import pauses, projects
 from app.services.projects.machine_critic import newest_critic
 from app.services.rounds import hand_over, rounds, snapshots, versions
@@ -217,14 +220,28 @@ def machine_critic_out(session: Session, actor: Actor, project: Project) -> Mach
     pause = None if critic is None else pauses.current_pause(session, project, critic.id)
     may_mend = Right.administers in project_rights(session, actor, project)
     effect = choosing.load_effect(session, actor, project)
+    accepts = accepting.load_counts(session, actor, project)
     return MachineCriticOut(
         version=None if critic is None else str(critic.id),
         paused=None if pause is None else CriticPauseOut(until=pause.until, reason=pause.reason if may_mend else None),
         selection=None if effect is None else SelectionEffectOut.model_validate(effect),
+        accepts=None if accepts is None else machine_accepts_out(accepts),
         state=None if job is None else job.state.value,
         kind=None if job is None else job.kind,
         progress={} if job is None else job.progress,
         error=None if job is None else job.error,
+    )
+
+
+def machine_accepts_out(found: AcceptedCounts) -> MachineAcceptsOut:
+    """What people and a machine critic have accepted, and from which score on the machine does."""
+    standing = found.standing
+    return MachineAcceptsOut(
+        people=found.people,
+        machine=found.machine,
+        score=standing.score,
+        precision=None if standing.shown is None else IntervalOut.model_validate(standing.shown),
+        reason=str(standing.reason) or None,
     )
 
 

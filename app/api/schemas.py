@@ -139,6 +139,9 @@ class CandidateOut(Out):
     fields: dict[str, str | None] | None = Field(None, description="Of a structured answer; null if it is invalid")
     invalid: str | None = Field(None, description="What is wrong with an answer that should be structured")
     spare: bool = Field(False, description="It was sampled to choose from, and is not shown to critics")
+    accepted_by: Id | None = Field(
+        None, description="The version of the machine critic that accepted it, while nobody has judged its prompt"
+    )
 
 
 class CandidateSetOut(Out):
@@ -419,7 +422,7 @@ class CriticPauseOut(Out):
 
 
 class IntervalOut(Out):
-    """A share, or a difference of two, over `n` candidate sets, with an interval of 95 %."""
+    """A share of `n` cases, or a difference of two, with an interval of 95 %."""
 
     mean: float
     low: float
@@ -435,12 +438,27 @@ class SelectionEffectOut(Out):
     difference: IntervalOut | None = Field(description="selected minus unselected; null without both")
 
 
+class MachineAcceptsOut(Out):
+    """How many prompts have an accepted rationale: by people, and only by the machine critic.
+
+    It accepts from `score` on. `precision` is the share of such candidates that people picked, among verdicts that the
+    score was not chosen on. Without a score it accepts nothing, and `reason` says why.
+    """
+
+    people: int
+    machine: int
+    score: float | None
+    precision: IntervalOut | None
+    reason: str | None
+
+
 class MachineCriticOut(Out):
     """A project's machine critic: the version that rates candidates now, and how the newest training goes."""
 
     version: Id | None
     paused: CriticPauseOut | None = Field(description="Why that version rates nothing at the moment; null: it can")
     selection: SelectionEffectOut | None = Field(description="null: no set that it could choose has been judged")
+    accepts: MachineAcceptsOut | None = Field(description="null: it is not to accept anything (`machine_accepts`)")
     state: str | None = Field(description="queued, running, cancelling, succeeded, failed or cancelled; null: none yet")
     kind: str | None
     progress: dict[str, Any]

@@ -246,6 +246,13 @@ SHAPE_EXAMPLES: dict[str, Any] = {
             "unselected": {"mean": 0.6, "low": 0.39, "high": 0.78, "n": 20},
             "difference": {"mean": 0.24, "low": 0.05, "high": 0.46, "n": 20},
         },
+        "accepts": {
+            "people": 150,
+            "machine": 12,
+            "score": 2.1,
+            "precision": {"mean": 0.95, "low": 0.88, "high": 0.98, "n": 80},
+            "reason": None,
+        },
         "state": "running",
         "kind": "verifier",
         "progress": {"stage": "fitting", "fraction": 0.4, "updated": AT},

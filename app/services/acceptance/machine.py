@@ -18,6 +18,10 @@ WHERE a.project_id = :project AND p.split = 'train' AND p.state NOT IN ({OUT_OF_
   AND NOT EXISTS (SELECT FROM verdicts v WHERE v.prompt_id = a.prompt_id AND v.current)
 """
 COUNT = f"SELECT count(*) {IN_FORCE}"
+BY_WHOM = f"""
+SELECT a.candidate_id, a.version_id, (SELECT m.number FROM model_versions m WHERE m.id = a.version_id) AS number
+{IN_FORCE} AND a.prompt_id = ANY (CAST(:prompts AS bigint[]))
+"""  # noqa: S608 - constants only
 LIST = f"""
 SELECT x.prompt_id, x.candidate_id, c.text, s.answer FROM (
     SELECT a.* {IN_FORCE} AND a.prompt_id = ANY (CAST(:prompts AS bigint[]))
@@ -37,6 +41,20 @@ class MachineAccepted:
     candidate_id: int
     text: str
     answer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedBy:
+    """The machine critic that accepted a candidate: the id and the number of its version."""
+
+    version_id: int
+    number: int
+
+
+def accepted_by(session: Session, project: Project, prompt_ids: Sequence[int]) -> dict[int, AcceptedBy]:
+    """Which candidates of some prompts only a machine critic has accepted, and which one, by candidate."""
+    rows = session.execute(text(BY_WHOM), {"project": project.id, "prompts": list(prompt_ids)})
+    return {row.candidate_id: AcceptedBy(row.version_id, row.number) for row in rows}
 
 
 def list_machine_accepted(

@@ -13,8 +13,10 @@ from sqlalchemy.orm import Session, aliased
 
 from app.models import (
     CandidateSet,
+    MachineAccept,
     ModelVersion,
     Project,
+    Prompt,
     PromptState,
     PromptWords,
     SetAgreement,
@@ -22,6 +24,7 @@ from app.models import (
     Verdict,
     VerdictKind,
 )
+from app.services.acceptance.counting import OUT_OF_USE
 
 SORT_LIMIT = 10_000
 """Up to this many matching prompts are read and sorted; with more, a scan by id finds them often enough."""
@@ -32,13 +35,14 @@ TRIGRAM_LENGTH = 3
 
 
 class FeedbackFilter(StrEnum):
-    """A filter of prompts by what critics said about them."""
+    """A filter of prompts by what critics said about them; `machine`: by what only a machine critic accepted."""
 
     accepted = "accepted"
     open = "open"
     flagged = "flagged"
     apart = "apart"
     alike = "alike"
+    machine = "machine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,22 @@ def flagged_prompts(project: Project, after: int) -> Select[int]:
             Verdict.prompt_id > after,
         )
         .group_by(Verdict.prompt_id)
+    )
+
+
+def machine_accepted_prompts(project: Project, after: int) -> Select[int]:
+    """Prompts of which only a machine critic has accepted a rationale, as `app.services.acceptance.machine` counts."""
+    judged = select(Verdict.id).where(Verdict.prompt_id == MachineAccept.prompt_id, Verdict.current)
+    return (
+        select(MachineAccept.prompt_id)
+        .join(Prompt, Prompt.id == MachineAccept.prompt_id)
+        .where(
+            MachineAccept.project_id == project.id,
+            MachineAccept.prompt_id > after,
+            Prompt.split == Split.train,
+            Prompt.state.not_in(OUT_OF_USE),
+            ~judged.exists(),
+        )
     )
 
 

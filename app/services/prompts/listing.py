@@ -103,6 +103,7 @@ FEEDBACK_QUERIES: Mapping[FeedbackFilter, Callable[[Project, int], Select[int]]]
     FeedbackFilter.flagged: filters.flagged_prompts,
     FeedbackFilter.apart: filters.disagreeing_prompts,
     FeedbackFilter.alike: filters.agreeing_prompts,
+    FeedbackFilter.machine: filters.machine_accepted_prompts,
 }
 
 

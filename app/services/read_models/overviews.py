@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Any
@@ -26,6 +26,7 @@ from app.models import (
     VerdictKind,
     VerdictState,
 )
+from app.services.acceptance.machine import accepted_by
 from app.services.kernel import counters
 from app.services.kernel.actors import Actor, require, rights_of
 from app.services.kernel.paging import check_limit
@@ -74,7 +75,8 @@ class CandidateSummary:
     """A candidate, and how many critics picked it.
 
     Of a structured answer `text` is the rationale and `fields` are the other values; `invalid` says what is wrong with
-    one that critics are not shown. A `spare` one was written to choose from, and is not shown either.
+    one that critics are not shown. A `spare` one was written to choose from, and is not shown either. `by_machine` is
+    whether only a machine critic has accepted it.
     """
 
     text: str
@@ -84,6 +86,7 @@ class CandidateSummary:
     mean_logprob: float | None
     picked: int
     spare: bool
+    by_machine: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,9 +320,12 @@ def list_candidate_sets(session: Session, actor: Actor, project: Project, prompt
         select(Verdict.id, Verdict.candidate_set_id).where(Verdict.prompt_id == prompt.id, Verdict.current)
     )
     fields = answer_fields_of(settings_of(session, project))
+    by_machine = accepted_by(session, project, [prompt.id])
     set_of = {verdict_id: set_id for verdict_id, set_id in rows}  # noqa: C416 - rows are no plain tuples
     return [
-        _summarize_set(one, number, selected_by, [line for line in said if set_of.get(line.id) == one.id], fields)
+        _summarize_set(
+            one, number, selected_by, [line for line in said if set_of.get(line.id) == one.id], fields, by_machine
+        )
         for one, number, selected_by in sets
     ]
 
@@ -330,6 +336,7 @@ def _summarize_set(
     selected_by: int | None,
     said: Sequence[VerdictSummary],
     fields: AnswerFields | None,
+    by_machine: Container[int],
 ) -> CandidateSetSummary:
     counted = [line for line in said if line.state is VerdictState.counted]
     return CandidateSetSummary(
@@ -347,6 +354,7 @@ def _summarize_set(
                 mean_logprob=candidate.mean_logprob,
                 picked=sum(candidate.id in line.pick_ids for line in counted),
                 spare=candidate.spare,
+                by_machine=candidate.id in by_machine,
             )
             for candidate in one.candidates
         ),

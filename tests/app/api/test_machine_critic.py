@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from app.models import ModelVersion, Project, Role, RoundState
-from app.services.machine_critics import jobs, scores
+from app.services.machine_critics import accepting, jobs, scores
 from app.services.projects import pauses
 from tests import factories
 from tests.app.api.conftest import As
@@ -56,7 +56,7 @@ def test_it_is_a_version_that_cannot_be_activated(admin: TestClient, project: Pr
 
 def test_its_training_is_shown_and_stopped(admin: TestClient, session: Session, project: Project) -> None:
     path = f"{BASE}/{project.slug}/machine-critic"
-    nothing = dict.fromkeys(("version", "paused", "selection", "state", "kind", "error")) | {"progress": {}}
+    nothing = dict.fromkeys(("version", "paused", "selection", "accepts", "state", "kind", "error")) | {"progress": {}}
     assert admin.get(path).json() == nothing
     assert admin.post(f"{path}/cancel").status_code == 409
     factories.make_round(session, project, state=RoundState.succeeded)
@@ -115,3 +115,40 @@ def test_what_it_chose_is_for_everyone_but_critics(
     effect = admin.get(f"{BASE}/{project.slug}/machine-critic").json()["selection"]
     assert effect[str(offered.selection)] == {"mean": 1.0, "low": pytest.approx(0.20655, abs=1e-5), "high": 1.0, "n": 1}
     assert effect["difference"] is None
+
+
+def test_what_it_accepted_is_counted_and_marked_until_people_judge(
+    admin: TestClient, session: Session, project: Project
+) -> None:
+    wanted = {"machine_critic": "verifier", "machine_accepts": {"critic": "verifier", "precision": 0.9}}
+    assert admin.patch(f"{BASE}/{project.slug}", json=wanted).status_code == 200
+    path = f"{BASE}/{project.slug}/machine-critic"
+    reason = "No machine critic has been trained yet."
+    nothing = {"people": 0, "machine": 0, "score": None, "precision": None, "reason": reason}
+    assert admin.get(path).json()["accepts"] == nothing
+    shown = {"mean": 0.95, "low": 0.88, "high": 0.98, "n": 80}
+    threshold = {"score": 1.0, "too_few": False, "shown": shown}
+    critic = factories.make_machine_critic(
+        session, project, {"critic": "verifier", "precision": 0.9, "threshold": threshold}
+    )
+    offered = factories.make_candidate_set(session, project)
+    first, *others = factories.candidates_of(session, offered)
+    scores.store(session, project, critic, {offered.id: {first.id: 2.0}})
+    assert accepting.refresh(session, project) == 1
+    assert admin.get(path).json()["accepts"] == {
+        **nothing,
+        "machine": 1,
+        "score": 1.0,
+        "precision": shown,
+        "reason": None,
+    }
+
+    def marks() -> list[str | None]:
+        [found] = admin.get(f"/api/v1/prompts/{offered.prompt_id}").json()["candidate_sets"]
+        return [one["accepted_by"] for one in found["candidates"]]
+
+    assert marks() == [str(critic.id), *(None for _ in others)]
+    person = factories.make_critic(session, project)
+    factories.make_verdict(session, factories.make_assignment(session, offered, person), picks=[])
+    assert set(marks()) == {None}
+    assert admin.get(path).json()["accepts"]["machine"] == 0

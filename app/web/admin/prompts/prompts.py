@@ -51,6 +51,7 @@ COLUMNS = (
 VERDICT_FILTERS = (
     ("accepted", _("with an accepted explanation")),
     ("open", _("without one")),
+    ("machine", _("Accepted by machine")),
     ("flagged", _("flagged")),
     ("apart", _("critics disagree")),
     ("alike", _("critics agree")),

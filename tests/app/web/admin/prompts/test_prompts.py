@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from markupsafe import escape
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -49,6 +50,24 @@ class TestLookingFor:
         assert found("flagged") == {"odd?"}
         assert found("accepted") == set()
         assert len(found("")) == 4
+
+    def test_by_what_only_a_machine_accepted(self, browser: Browser, session: Session, project: Project) -> None:
+        sets = [
+            factories.make_candidate_set(
+                session, project, prompt=factories.make_prompt(session, project, question=question)
+            )
+            for question in ("a machine's?", "people's since?", "nobody's?")
+        ]
+        critic = factories.make_machine_critic(session, project)
+        for offered in sets[:2]:
+            factories.make_machine_accept(session, project, offered, critic.id)
+        assignment = factories.make_assignment(session, sets[1], factories.make_critic(session, project))
+        factories.make_verdict(session, assignment, kind=VerdictKind.none_fit)
+        page = browser.get(f"{BASE}?said=machine").text
+        found = {one for one in ("a machine's?", "people's since?", "nobody's?") if f">{escape(one)}<" in page}
+        assert found == {"a machine's?"}
+        marked = [browser.get(f"{BASE}/{one.prompt_id}").text.count("Accepted by machine") for one in sets]
+        assert marked == [1, 0, 0], "the candidate, until somebody judges its prompt"
 
     def test_by_the_version_that_wrote(self, browser: Browser, session: Session, project: Project) -> None:
         version = factories.make_version(session, project, number=1)
