@@ -73,7 +73,8 @@ def prompt_values(scores: Scores) -> PromptValues:
 # Structured answers
 
 _SUMS = ("prompts", "rationales", "truth", "truth_greedy", "rouge_l", "sampled", "invalid_sampled")
-_COUNTED = (*COLUMNS, *_SUMS)
+COUNTED = (*COLUMNS, *_SUMS)
+"""What is counted of each image."""
 
 ANSWER_MEASURES: dict[str, Callable[[Mapping[str, Counts]], Counts]] = {
     **{
@@ -123,7 +124,7 @@ class AnswerValues:
         return AnswerValues(tuple(run[list(places)] for run in self.runs))
 
     def _compare(self, against: Sequence[Counts]) -> dict[str, Any]:
-        found = compare_counts(self.runs, against, seed=0, measures=ANSWER_MEASURES, columns=_COUNTED)
+        found = compare_counts(self.runs, against, seed=0, measures=ANSWER_MEASURES, columns=COUNTED)
         return {name: asdict(one) for name, one in found.items() if one is not None}
 
 

@@ -13,12 +13,12 @@ from typing import Any, Generic
 
 from illume.figure import Line, Panel, draw
 from illume.simulation.arms.file import SUPERVISED
-from illume.simulation.report import TITLES, cell, matched_at
+from illume.simulation.report import OF_ANSWERS, TITLES, cell, matched_at
 from illume.simulation.settings import CONTROLS
 from illume.simulation.values import Scores, Values, average_over_seeds
 
 TRUTHS = ("truth_greedy", "truth_matched", "distinct_true")
-"""What arms are compared by, where truth can be computed; else `SIMILARITIES`."""
+"""What arms are compared by, where truth can be computed; else `SIMILARITIES`. Of structured answers `OF_ANSWERS`."""
 
 SIMILARITIES = ("rouge_l_greedy", "rouge_l")
 
@@ -52,9 +52,10 @@ def compare_report(
     if supervised:
         others[SUPERVISED] = average_over_seeds([values_of(one) for one in supervised])
     measured = start.intervals()
-    truths, similarities = ([name for name in names if name in measured] for names in (TRUTHS, SIMILARITIES))
+    choices = (OF_ANSWERS.values(),) if "fields" in base else (TRUTHS, SIMILARITIES)
+    known = ([name for name in names if name in measured] for names in choices)
     found: dict[str, Any] = {
-        "measures": truths or similarities,
+        "measures": next(filter(None, known), []),
         "base": {"measures": measured, **matched_at(base)},
         "arms": {},
     }

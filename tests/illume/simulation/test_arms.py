@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from illume.root import ROOT
@@ -19,7 +20,7 @@ from illume.simulation.command import compare, main
 from illume.simulation.jobs import Task, plan_tasks
 from illume.simulation.options import parser, read_settings
 from illume.simulation.settings import SimulationError, SimulationSettings
-from illume.simulation.values import prompt_values
+from illume.simulation.values import COUNTED, AnswerValues, prompt_values
 from illume.tuning.job import read_json
 from tests.illume.simulation.test_simulation import SETTINGS, found_stages, quiet, settings
 
@@ -89,9 +90,18 @@ class TestFile:
         assert "arms.yaml, arm picks: error: " in capsys.readouterr().err
 
     @pytest.mark.parametrize(("name", "n"), [("comparison", 6), ("ablations", 9), ("choices", 5)])
-    def test_the_files_in_bench(self, tmp_path: Path, name: str, n: int) -> None:
-        found = read_comparison(ROOT / "bench" / f"{name}.yaml", ["--out", str(tmp_path / "out")])
+    @pytest.mark.parametrize("task", ["scenes", "pairs"])
+    def test_the_files_in_bench(self, tmp_path: Path, name: str, n: int, task: str) -> None:
+        words = ["--out", str(tmp_path / "out"), "--task", task]
+        found = read_comparison(ROOT / "bench" / f"{name}.yaml", words)
+        assert found.common.task == task
         assert len(found.arms) == n
+        assert {one.rounds * one.prompts_per_round for one in found.arms.values()} == {75}
+        assert found.common.seeds == 3
+
+    def test_the_file_of_structured_answers(self, tmp_path: Path) -> None:
+        found = read_comparison(ROOT / "bench" / "guard.yaml", ["--out", str(tmp_path / "out")])
+        assert {one.task for one in found.arms.values()} == {"guard"}
         assert {one.rounds * one.prompts_per_round for one in found.arms.values()} == {75}
         assert found.common.seeds == 3
 
@@ -164,6 +174,16 @@ class TestReport:
         }
         assert "preferences" not in found["arms"]["picks"]["rounds"][0]
         assert "| both | 0.850 | 0.600 |" in compare_table(found)
+
+    def test_structured_answers_are_compared_by_ratings_and_rationales(self) -> None:
+        def read(_: Any) -> AnswerValues:
+            return AnswerValues((np.ones((4, len(COUNTED))),))
+
+        row = seed(0.4)["rounds"][0] | {"scores": {"fields": {}}}
+        found = compare_report({"fields": {}}, [{}], {"one": [{"rounds": [row]}]}, read=read)
+        assert found["measures"] == ["balanced_accuracy", "policy_exception_recall", "truth", "truth_greedy"]
+        assert "| balanced accuracy | sets until 80% |" in compare_table(found)
+        assert compare_figure(found)
 
     def test_without_supervised_tuning_and_without_truth(self) -> None:
         def plain(value: float) -> dict[str, Any]:
