@@ -35,9 +35,9 @@ ABOUT = """Runs the whole loop with a simulated critic.
 
 The critic judges candidates, the model is tuned on its picks in rounds, and every version is scored on held-out
 prompts. For comparison, the same run includes the base model, supervised tuning on references, and control picks. With
-the defaults it takes 20 to 25 minutes on 2 cores. It writes `table.md` (also printed at the end), `figure.svg`,
-`result.json`, `run.json` (machine and times) and a file for each stage into the folder OUT. After an interruption the
-same command continues the run.
+the defaults it takes an hour or more on 2 cores; the examples have a smaller run. It writes `table.md` (also printed at
+the end), `figure.svg`, `result.json`, `run.json` (machine and times) and a file for each stage into the folder OUT.
+After an interruption the same command continues the run.
 """
 
 EXAMPLES = """examples:
