@@ -110,8 +110,8 @@ def test_a_round_trains_on_both_and_the_machine_s_part_is_taken_back(
         assert not session.get_one(Prompt, prompt_id).has_accepted
 
     admin.open("/admin/projects/scenes/rounds/1")
-    snapshot = page.get_by_role("region", name="Snapshot", exact=True)
-    expect(snapshot.locator("dt", has_text="Accepted by machine").locator("+ dd")).to_have_text("1")
+    facts = page.get_by_role("region", name="Snapshot", exact=True).locator("dl").first
+    expect(facts.locator("dt", has_text="Accepted by machine").locator("+ dd")).to_have_text("1")
     admin.open("/admin/projects/scenes/rounds/1/snapshot?role=machine")
     expect(page.get_by_role("cell", name=text)).to_be_visible()
     admin.open("/admin/projects/scenes")

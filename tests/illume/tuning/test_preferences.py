@@ -308,9 +308,9 @@ class TestRound:
 
     def test_what_is_gained_is_gained_over_the_parent(self, base: Path, tmp_path: Path) -> None:
         """A round that goes on from its parent has gained nothing at its first step; by the base it would have."""
-        first = make_folder(tmp_path / "first", base)
-        run_all(first)
         settings = replace(BOTH, lora_dropout=0.0, epochs=1, batch_size=16, micro_batch_size=15)
+        first = make_folder(tmp_path / "first", base, settings=replace(settings, epochs=4))
+        run_all(first)
         second = make_folder(tmp_path / "second", base, settings=settings, parent=str(first / "adapter"))
         run_all(second)
         events = [json.loads(line) for line in (second / "events.jsonl").read_text().splitlines()]
