@@ -7,7 +7,8 @@ A record is one critic's verdict on one candidate set, as `app.services.exports.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import groupby
@@ -174,8 +175,9 @@ def make_rows(records: Sequence[Record], outcomes: Sequence[Outcome], shape: Sha
     if shape.format is Format.answers:
         return answer_rows(records, outcomes, shape)
     ballots = list(judge_ballots(records, outcomes, shape))
-    if shape.rows_for is not Task.sft and shape.aggregation is not Aggregation.each:
-        ballots = leave_out_accepted(ballots, shape.fields)
+    if shape.rows_for is not Task.sft:
+        together = [[one] for one in ballots] if shape.aggregation is Aggregation.each else [ballots]
+        ballots = [one for found in together for one in leave_out_accepted(found, shape.fields)]
     made = [row for judged in ballots for row in make_ballot_rows(judged, shape)]
     rows = (
         deduplicate(made, is_exact=shape.fields is not None) if shape.rows_for is Task.sft else [row for row, _ in made]
@@ -187,7 +189,7 @@ def make_rows(records: Sequence[Record], outcomes: Sequence[Outcome], shape: Sha
 
 
 def leave_out_accepted(ballots: Sequence[BallotResult], fields: AnswerFields | None) -> list[BallotResult]:
-    """The results of a prompt's ballots, of which none rejects what any of them accepts, as rounds learn from them.
+    """The results of ballots of a prompt, of which none rejects what any of them accepts, as rounds learn from them.
 
     Of structured answers the rationales are compared.
     """
@@ -234,7 +236,10 @@ def judge_ballots(records: Sequence[Record], outcomes: Sequence[Outcome], shape:
 def judge_answers(
     verdicts: Sequence[Record], outcomes: Sequence[Outcome], group_id: str, critic: str | None, fields: AnswerFields
 ) -> BallotResult:
-    """As `judge_ballot`, of structured answers: the texts are JSON with the fields that critics agree on."""
+    """As `judge_ballot`, of structured answers: the texts are JSON with the fields that critics agree on.
+
+    Candidates may differ in their fields alone: what is the same once it is corrected is there once.
+    """
     written = {one["id"]: one.get("fields") for one in verdicts[0]["candidates"]}
     decided = next((one.fields for one in outcomes if one.fields), None) or {}
     by_verdict = {one["id"]: one for one in verdicts}
@@ -257,13 +262,24 @@ def judge_answers(
         if (key := one.candidate) is not None and (known := written[key]) is not None
         for pair in field_answers([known], [0], decided)
     ]
+    kinds = (plain.accepted, plain.turned_down, plain.own)
+    accepted, turned_down, own = (_distinct_texts(map(corrected, judged)) for judged in kinds)
     return replace(
         plain,
-        accepted=tuple(filter(None, map(corrected, plain.accepted))),
-        turned_down=tuple(filter(None, map(corrected, plain.turned_down))),
-        own=tuple(filter(None, map(corrected, plain.own))),
+        accepted=accepted,
+        turned_down=turned_down,
+        own=own,
         corrected=tuple(pairs),
     )
+
+
+def _distinct_texts(found: Iterable[JudgedText | None]) -> tuple[JudgedText, ...]:
+    """Those that there are, each text once: the first one of it."""
+    kept: dict[str, JudgedText] = {}
+    for one in found:
+        if one is not None:
+            kept.setdefault(one.text, one)
+    return tuple(kept.values())
 
 
 def judge_ballot(
@@ -319,13 +335,23 @@ def make_ballot_rows(judged: BallotResult, shape: Shape) -> list[tuple[ExportRow
 def pair_texts(judged: BallotResult) -> list[tuple[JudgedText, JudgedText]]:
     """Pairs of a preferred and a rejected text.
 
-    Every accepted candidate is preferred to every one that was turned down, and an edited text to its original.
+    Every accepted candidate is preferred to every one that was turned down, and an edited text to its original. Fields
+    of structured answers that are not decided are the same on both sides, as in rounds.
     """
     pairs = [(chosen, rejected) for chosen in judged.accepted for rejected in judged.turned_down]
     edited = [own for own in judged.own if own.edited_text is not None]
     pairs += [(own, JudgedText(own.edited_text or "", own.edited_from, 0)) for own in edited]
-    pairs += judged.corrected
+    pairs = [(chosen, _with_undecided_of(chosen, rejected)) for chosen, rejected in pairs] + list(judged.corrected)
     return [(chosen, rejected) for chosen, rejected in pairs if chosen.text != rejected.text]
+
+
+def _with_undecided_of(chosen: JudgedText, rejected: JudgedText) -> JudgedText:
+    """The rejected answer with those values of the chosen one that nobody decided on."""
+    if not chosen.masked:
+        return rejected
+    values, other = orjson.loads(chosen.text), orjson.loads(rejected.text)
+    same = other | {name: values[name] for name in chosen.masked}
+    return rejected._replace(text=json.dumps(same, ensure_ascii=False))
 
 
 def label_texts(judged: BallotResult) -> list[tuple[JudgedText, bool]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.orm import Session
@@ -27,6 +29,7 @@ from app.services.acceptance.positions import current_position
 from app.services.acceptance.rules import Moment
 from app.services.exports import plan as export_plan
 from app.services.exports.plan import ExportRequest
+from app.services.exports.shapes import Format, Task
 from app.services.projects.projects import settings_of
 from app.services.rounds.row_files import parse_row, row_json
 from app.services.rounds.training_set import RowSelection, accepted_rows, rejected_rows
@@ -34,6 +37,7 @@ from illume.fields.accepting import accepted_answers, decide_fields
 from illume.fields.answers import Values, answer_json
 from illume.fields.definitions import read_answer_fields
 from tests import factories
+from tests.conftest import CommittedDatabase
 
 FIELDS = read_answer_fields(factories.ANSWER_FIELDS)
 OWN, OTHER = factories.CATEGORIES
@@ -163,6 +167,7 @@ def test_any_order_of_verdicts_corrections_and_decisions(
 def exported(session: Session, project: Project, **wanted: Any) -> list[dict[str, Any]]:
     session.commit()
     found = export_plan.plan_export(session, factories.make_admin(session), project, ExportRequest(**wanted))
+    session.commit()
     return [orjson.loads(line) for page in export_plan.line_pages(found) for line in page.splitlines()]
 
 
@@ -214,3 +219,82 @@ class TestRows:
         )
         at = Moment(current_position(session), plain.id)
         assert rules.fields_at(session, project, at) is None
+
+
+class TestExports:
+    """The first candidate is picked, and one of its fields corrected; the others are not.
+
+    The second one has the accepted rationale with other fields, the third one has the right fields, and the last one is
+    invalid.
+    """
+
+    GOOD = factories.answer("a cat", category=OTHER)
+    CORRECTED = TEXTS[0]
+    UNPICKED = TEXTS[2]
+
+    @pytest.fixture
+    def session(self, committed_db: CommittedDatabase) -> Iterator[Session]:
+        """Exports are read in sessions of their own."""
+        with committed_db.sessions() as session:
+            yield session
+
+    @pytest.fixture
+    def project(self, session: Session) -> Project:
+        project, offered = make_project(session)
+        said = Said(frozenset({0}), {"rating": "Unsafe", "category": OTHER})
+        store(session, offered, said, slot=1, state="counted", before=None)
+        return project
+
+    def texts(self, session: Session, project: Project, form: Format, task: Task = Task.sft) -> list[tuple[Any, ...]]:
+        """What is to be learnt from each row."""
+
+        def text_of(said: Any) -> Any:
+            """The text of one turn: of messages, or as LLaMA-Factory has it."""
+            if isinstance(said, dict):
+                return said["value"]
+            return said[-1]["content"][0]["text"] if isinstance(said, list) and "content" in said[-1] else said
+
+        columns = {"completion", "chosen", "rejected", "label"}
+        return [
+            tuple(text_of(value) for name, value in row.items() if name in columns)
+            or (row["conversations"][-1]["value"],)
+            for row in exported(session, project, format=form, task=task)
+        ]
+
+    def test_completions_are_json_in_the_order_of_the_fields(self, session: Session, project: Project) -> None:
+        assert self.texts(session, project, Format.sft) == [(self.GOOD,)]
+        assert self.texts(session, project, Format.sharegpt) == [(self.GOOD,)]
+        [row] = exported(session, project, format=Format.sft)
+        prompt = "".join(part["text"] or "" for part in row["prompt"][0]["content"])
+        assert f"{OTHER} (default): {OTHER} is default." in prompt
+
+    def test_pairs_differ_in_one_field_or_in_the_rationale(self, session: Session, project: Project) -> None:
+        wanted = {(self.GOOD, self.CORRECTED), (self.GOOD, self.UNPICKED)}
+        assert set(self.texts(session, project, Format.preference)) == wanted
+        assert set(self.texts(session, project, Format.sharegpt, Task.preference)) == wanted
+        for chosen, rejected in wanted:
+            one, other = orjson.loads(chosen), orjson.loads(rejected)
+            assert sum(one[name] != other[name] for name in FIELDS.names) == 1
+
+    def test_what_is_not_decided_is_the_same_on_both_sides(self, session: Session) -> None:
+        project, offered = make_project(session)
+        for slot, category in enumerate((OWN, OTHER), start=1):
+            said = Said(frozenset({0}), {"rating": "Unsafe", "category": category})
+            store(session, offered, said, slot=slot, state="counted", before=None)
+        rejected = factories.answer('a "dog",\nin the kitchen', category=OWN)
+        assert self.texts(session, project, Format.preference) == [(TEXTS[0], rejected)]
+
+    def test_labels(self, session: Session, project: Project) -> None:
+        wanted = {(self.GOOD, True), (self.CORRECTED, False), (self.UNPICKED, False)}
+        found = self.texts(session, project, Format.kto)
+        assert (set(found), len(found)) == (wanted, 3)  # no text has both labels
+        rows = exported(session, project, format=Format.sharegpt, task=Task.kto)
+        assert {(row["conversations"][-1]["value"], row["label"]) for row in rows} == wanted
+
+    def test_a_row_for_each_verdict_and_field(self, session: Session, project: Project) -> None:
+        rows = exported(session, project, format=Format.fields)
+        assert [(row["field"], row["model"], row["critic"], row["accepted"], row["gold"]) for row in rows] == [
+            ("rating", "Unsafe", "Unsafe", "Unsafe", ""),
+            ("category", OWN, OTHER, OTHER, ""),
+        ]
+        assert len({(row["prompt"], row["verdict"], row["policy"], row["image"]) for row in rows}) == 1
