@@ -14,8 +14,10 @@ from app.db.judging_pool import Call, Transaction, Values, statement
 from app.services.kernel.actors import CRITIC_LOCK, Actor
 from app.services.kernel.rights import JUDGING_ROLES, Right
 from app.services.projects.access import project_for
+from app.services.projects.choice import LOCAL
 from app.services.prompts.prompts import HAS_RATING, IMAGE_JSON, PARTS_JSON, POLICY_JSON, images_path
 from app.services.quality import standings
+from app.settings import get_settings
 
 RETRIES = 20
 PAUSE = 0.02
@@ -105,10 +107,33 @@ SHOWS_OTHER_IMAGES = f"""
 (SELECT x.prompt_id FROM prompt_images x WHERE x.prompt_id = w.prompt_id AND {IS_LAST_IMAGE} LIMIT 1) IS NULL
 """  # noqa: S608 - constants only
 
+# `CASE` so that `patience` is read only where nothing else is left.
+MAY_BE_LAST_IMAGE = """
+CASE WHEN EXISTS (SELECT FROM other_image) THEN false ELSE NOT (SELECT is_withheld FROM patience) END
+"""
+# Whether other sets of the project are written now, or will be by a worker that is alive. `j` is the project, `r` its
+# settings; both read a partial index.
+IS_BEING_FILLED = f"""
+EXISTS (SELECT FROM candidate_sets c WHERE c.project_id = j.id AND c.state = 'sampling')
+OR coalesce((r.settings ->> 'pool_target')::int, 1) > 0 AND EXISTS (
+    SELECT FROM prompts w WHERE w.project_id = j.id AND w.state = 'waiting' AND w.split = 'train' AND NOT EXISTS (
+        SELECT FROM candidate_sets c
+        WHERE c.prompt_id = w.id AND c.state = 'failed' AND c.version_id = j.active_version_id
+    )
+) AND EXISTS (
+    SELECT FROM workers w WHERE w.beats_at > now() - make_interval(secs => CAST(:lease_seconds AS double precision))
+      AND CASE WHEN coalesce(r.settings ->> 'engine', '{LOCAL}') = '{LOCAL}' THEN 'model' ELSE 'default' END
+          = ANY (string_to_array(w.queues, ','))
+) AND NOT EXISTS (
+    SELECT FROM sampling_pauses u WHERE u.project_id = j.id AND u.version_id = j.active_version_id
+)
+"""  # noqa: S608 - constants only
+
 # One statement. `head` is the start of the order of claimable sets. `beyond_head` is read only if the critic has had
 # all of them, and starts at the critic's saved place. `chosen` locks a set that no other transaction is claiming. Sets
 # that were claimed since the statement's snapshot are skipped, because their `taken` has changed. `claimed` can still
-# conflict with a faster critic: then it inserts nothing and the statement is run again.
+# conflict with a faster critic: then it inserts nothing and the statement is run again. Where critics rate pictures, an
+# image never follows itself under another policy while sets about others are to come (`is_withheld`).
 CLAIM = statement(f"""
 WITH rules AS (
     SELECT j.id AS project, coalesce(CAST(:max_open AS int), (r.settings ->> 'max_open')::int) AS max_open,
@@ -147,12 +172,16 @@ WITH rules AS (
             ) newest JOIN candidate_sets s ON s.id = newest.candidate_set_id
         )
     ) AS images
+), patience AS (
+    SELECT rules.is_blind AND ({IS_BEING_FILLED}) AS is_withheld
+    FROM rules CROSS JOIN projects j JOIN setting_revisions r ON r.id = j.revision_id WHERE j.id = rules.project
 ), gold AS MATERIALIZED (
     SELECT g.candidate_set_id AS id
     FROM gold_prompts g
     WHERE (SELECT is_free FROM capacity) AND (SELECT wants_gold FROM rules)
       AND g.project_id = (SELECT project FROM rules) AND g.active AND NOT g.practice
       AND {NOT_HAD.format(set="g.candidate_set_id", purpose="gold")}
+      AND NOT ((SELECT is_blind FROM rules) AND {SHOWS_LAST_IMAGE.format(prompt="g.prompt_id")})
     ORDER BY {SHOWS_LAST_IMAGE.format(prompt="g.prompt_id")}, md5(g.id::text || '-' || :critic) LIMIT 1
 ), repeated AS MATERIALIZED (
     SELECT o.id, o.shown
@@ -165,6 +194,7 @@ WITH rules AS (
     ) o JOIN prompts p ON p.id = o.prompt_id
     WHERE (SELECT is_free FROM capacity) AND (SELECT wants_repeat FROM rules) AND NOT EXISTS (SELECT FROM gold)
       AND p.state NOT IN ('held', 'retired') AND {NOT_HAD.format(set="o.id", purpose="repeat")}
+      AND NOT ((SELECT is_blind FROM rules) AND {PROMPT_SHOWS_LAST_IMAGE})
     ORDER BY {PROMPT_SHOWS_LAST_IMAGE}, md5(o.id::text || '-' || :critic) LIMIT 1
 ), purpose_drawn AS (
     SELECT (SELECT is_free FROM capacity) AND NOT EXISTS (SELECT FROM gold)
@@ -209,7 +239,7 @@ WITH rules AS (
 ), chosen AS (
     SELECT * FROM other_image
     UNION ALL
-    SELECT * FROM ({FIRST_UNLOCKED.format(of="eligible", condition="NOT EXISTS (SELECT FROM other_image)")}) same_image
+    SELECT * FROM ({FIRST_UNLOCKED.format(of="eligible", condition=MAY_BE_LAST_IMAGE)}) same_image
 ), new_claim AS (
     SELECT c.id, free.slot, 'work' AS purpose, (
         SELECT array_agg(x.id ORDER BY random()) FROM candidates x
@@ -256,8 +286,8 @@ SELECT a.id, a.expires_at, a.resumed, {CLAIM_JSON} AS body, {IS_BLURRED}, {LANGU
 FROM a JOIN candidate_sets s ON s.id = a.candidate_set_id JOIN prompts p ON p.id = s.prompt_id
 UNION ALL
 SELECT NULL, NULL, NULL, NULL, NULL, NULL,
-    EXISTS (SELECT FROM in_head) OR EXISTS (SELECT FROM beyond_head) OR EXISTS (SELECT FROM place_reset)
-        OR EXISTS (SELECT FROM new_claim),
+    EXISTS (SELECT FROM eligible w WHERE NOT (SELECT is_withheld FROM patience) OR {SHOWS_OTHER_IMAGES})
+        OR EXISTS (SELECT FROM place_reset) OR EXISTS (SELECT FROM new_claim),
     coalesce((SELECT may_claim FROM rules), false)
 WHERE NOT EXISTS (SELECT FROM a)
 """)  # noqa: S608 - constants only
@@ -384,7 +414,8 @@ async def next_claim(
 def claim_values(actor: Actor, slug: str, *, max_open: int | None = None) -> Values:
     """The parameters of `CLAIM`. `max_open` defaults to the token's limit, if it has one.
 
-    Two random draws decide whether the claim is a gold prompt or a repeat.
+    Two random draws decide whether the claim is a gold prompt or a repeat. A worker is alive that was heard of within
+    `lease_seconds`.
     """
     return {
         "slug": slug,
@@ -394,4 +425,5 @@ def claim_values(actor: Actor, slug: str, *, max_open: int | None = None) -> Val
         "gold_draw": random.random(),
         "repeat_draw": random.random(),
         "images": images_path(),
+        "lease_seconds": get_settings().lease_seconds,
     }

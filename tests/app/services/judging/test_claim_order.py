@@ -9,15 +9,31 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.errors import Forbidden
-from app.models import Assignment, CandidateSet, ClaimPosition, Project, Purpose, Role, Verdict, VerdictState
+from app.models import (
+    Assignment,
+    CandidateSet,
+    CandidateSetState,
+    ClaimPosition,
+    Image,
+    Project,
+    Prompt,
+    PromptState,
+    Purpose,
+    Role,
+    Verdict,
+    VerdictState,
+)
 from app.services.candidates import candidates
 from app.services.candidates.candidates import NewCandidate
 from app.services.judging import assignments, feed
 from app.services.judging import claim as claims
 from app.services.judging.claim import Claim
+from app.services.kernel import workers
 from app.services.kernel.actors import SYSTEM, Actor
 from app.services.kernel.verdict_schema import parse_verdict
-from app.services.projects import projects
+from app.services.projects import pauses, projects
+from app.services.quality import gold
+from app.services.quality.gold import GoldCandidate, GoldIn
 from tests import factories, judging
 
 
@@ -125,6 +141,96 @@ class TestOrder:
         critic = factories.make_critic(session, project)
         must_claim(session, critic, project)
         must_claim(session, critic, project)
+
+
+class TestVariants:
+    """Where critics rate pictures, one does not follow itself under another policy while others are to come."""
+
+    @pytest.fixture
+    def project(self, session: Session, dice: dict[str, float]) -> Project:
+        """A project with a prompt whose candidates are not written yet."""
+        project, _ = factories.structured_project(session, max_open=100, auto_rounds=False)
+        factories.make_prompt(session, project, answer=None)
+        return project
+
+    def offer(self, session: Session, project: Project, *images: Image) -> list[CandidateSet]:
+        return [
+            factories.make_candidate_set(
+                session, project, prompt=factories.make_prompt(session, project, images=[image], answer=None)
+            )
+            for image in images
+        ]
+
+    def start_worker(self, session: Session, queues: str = "model") -> None:
+        workers.beat_worker(session, "w", queues=queues, device="cpu", doing="", memory_mb=1)
+
+    def test_it_waits_for_another_picture(self, session: Session, project: Project) -> None:
+        image = factories.make_image(session)
+        sets = self.offer(session, project, image, image)
+        self.start_worker(session)
+        critic = factories.make_critic(session, project)
+        assert set_of(session, must_claim(session, critic, project)) == sets[0].id
+        assert judging.claim(session, critic, project) is None
+        other = factories.make_critic(session, project)
+        assert set_of(session, must_claim(session, other, project)) == sets[1].id  # who has not just seen it
+        sets += self.offer(session, project, image, factories.make_image(session))
+        got = [set_of(session, must_claim(session, critic, project)) for _ in range(2)]
+        assert got == [sets[3].id, sets[2].id]
+
+    def test_those_that_are_being_written_are_to_come(self, session: Session, project: Project) -> None:
+        image = factories.make_image(session)
+        self.offer(session, project, image, image)
+        candidates.claim_sampling_batch(session, project, worker="w", limit=1)
+        critic = factories.make_critic(session, project)
+        must_claim(session, critic, project)
+        assert judging.claim(session, critic, project) is None
+
+    @pytest.mark.parametrize("lacks", ["worker", "prompt", "pause", "pool"])
+    def test_it_is_better_than_nothing_where_none_is_to_come(
+        self, session: Session, project: Project, lacks: str
+    ) -> None:
+        image = factories.make_image(session)
+        self.offer(session, project, image, image)
+        self.start_worker(session, queues="default" if lacks == "worker" else "default,model")
+        waiting = session.scalars(select(Prompt).where(Prompt.state == PromptState.waiting)).one()
+        version = project.active_version_id
+        assert version is not None
+        if lacks == "prompt":
+            failed = factories.make_candidate_set(
+                session, project, prompt=waiting, texts=[], state=CandidateSetState.failed
+            )
+            waiting.state = PromptState.waiting
+            assert failed.version_id == version
+        elif lacks == "pause":
+            pauses.pause(session, project.id, version, "broken")
+        elif lacks == "pool":
+            projects.update_project(session, SYSTEM, project.slug, {"pool_target": 0})
+        session.flush()
+        critic = factories.make_critic(session, project)
+        must_claim(session, critic, project)
+        must_claim(session, critic, project)
+
+    @pytest.mark.parametrize("draw", ["gold_draw", "repeat_draw"])
+    def test_nor_do_check_questions_and_repeats_show_it_again(
+        self, session: Session, project: Project, dice: dict[str, float], draw: str
+    ) -> None:
+        wanted = {"gold_share": 0.5, "repeat_share": 0.5, "repeat_after": 0}
+        projects.update_project(session, SYSTEM, project.slug, wanted)
+        image = factories.make_image(session)
+        first, second = self.offer(session, project, image, factories.make_image(session))
+        critic = factories.make_critic(session, project)
+        claimed = must_claim(session, critic, project)
+        assert set_of(session, claimed) == first.id
+        if draw == "gold_draw":
+            policy = factories.make_policy(session, project)
+            right: dict[str, str | None] = {"rating": "Unsafe", "category": factories.CATEGORIES[0]}
+            known = factories.make_prompt(session, project, images=[image], policy=policy, answer=None, fields=right)
+            texts = [GoldCandidate(text="a cat", fits=True), GoldCandidate(text="a dog", fits=False)]
+            gold.add_gold(session, SYSTEM, project, GoldIn(prompt=str(known.id), candidates=texts))
+        else:
+            factories.make_verdict(session, session.get_one(Assignment, claimed.assignment_id))
+        dice[draw] = 0.0
+        assert set_of(session, must_claim(session, critic, project)) == second.id
 
 
 class TestLongSearch:
