@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from starlette.testclient import TestClient
 
 from app.db.sessions import session_scope
 from app.main import create_app
-from app.models import Candidate, Policy, PolicyVersion, Project, Prompt, Role, RoundState, Scope, Snapshot
+from app.models import Candidate, Policy, PolicyVersion, Project, Prompt, Role, RoundState, Scope, Snapshot, User
 from app.services.accounts import users
 from app.services.kernel.actors import SYSTEM
 from app.services.projects import policies
@@ -23,6 +24,7 @@ from illume.fields.answers import answer_json
 from illume.fields.policies import STATUSES
 from tests import factories
 from tests.app.services.imports import importing
+from tests.app.web.conftest import Browser, person
 from tests.conftest import CommittedDatabase
 from tests.illume.families import make_llava
 from tests.illume.fields.examples import CATEGORIES, FIELDS, POLICY, fields_data
@@ -80,32 +82,57 @@ def project(process: WorkerProcess, committed_db: CommittedDatabase, long_base: 
 
 
 @pytest.fixture
-def critic(project: Project) -> Iterator[TestClient]:
-    """A critic of the project, over REST."""
+def user(project: Project) -> User:
+    """A critic of the project, who may also read exports."""
     with session_scope() as session:
-        user = factories.make_member(session, project, Role.reviewer)
+        return factories.make_member(session, project, Role.reviewer, user=person(session))
+
+
+@pytest.fixture
+def critic(user: User) -> Iterator[TestClient]:
+    """The critic, over REST."""
+    with session_scope() as session:
         _, token = users.create_token(session, SYSTEM, user_id=user.id, scope=Scope.write)
     with TestClient(create_app(), headers={"Authorization": f"Bearer {token}"}) as client:
         yield client
 
 
-def judge(critic: TestClient, project: Project) -> dict[str, Any]:
-    """Judge a prompt: blind values first, then a pick and an own rationale."""
+@pytest.fixture
+def browser(user: User) -> Iterator[Browser]:
+    """The critic, on the pages."""
+    with TestClient(create_app(), base_url="http://127.0.0.1:8000", follow_redirects=False) as client:
+        signed_in = Browser(client)
+        signed_in.sign_in(user)
+        yield signed_in
+
+
+def judge(critic: TestClient, browser: Browser, project: Project) -> dict[str, Any]:
+    """Judge a prompt: blind values first, then a pick and an own rationale. The pages show all texts as they are."""
     claimed = critic.post(f"/api/v1/projects/{project.slug}/assignments").json()
     assert claimed["policy"]["text"] == POLICY.text
     assert [one["name"] for one in claimed["policy"]["categories"]] == list(CATEGORIES)
     here = f"/api/v1/assignments/{claimed['id']}"
+    page = html.unescape(browser.get(f"/annotate/{project.slug}").text)
+    for text in (*CATEGORIES, *(one.texts[one.status] for one in POLICY.categories), POLICY.header):
+        assert text in page
     shown = critic.post(f"{here}/fields", json={"fields": {"rating": "Unsafe", "category": ARABIC}}).json()
+    assert shown["candidates"][0]["fields"]["rationale"] in html.unescape(browser.get(f"/annotate/{project.slug}").text)
     verdict = {"kind": "picked", "picks": [shown["candidates"][0]["id"]], "rationale": OWN}
     given = critic.post(f"{here}/verdict", json=verdict)
     assert given.status_code == 201, given.text
+    assert OWN in html.unescape(browser.get(f"/annotate/{project.slug}/history").text)
     picked: dict[str, Any] = shown["candidates"][0]
     return picked
 
 
 @pytest.mark.slow  # texts of 7,000 tokens; the round of short ones is in the quick suite
 def test_goes_through_sampling_judging_a_round_and_the_exports_unchanged(
-    process: WorkerProcess, models: ModelCache, long_base: Path, project: Project, critic: TestClient
+    process: WorkerProcess,
+    models: ModelCache,
+    long_base: Path,
+    project: Project,
+    critic: TestClient,
+    browser: Browser,
 ) -> None:
     with session_scope() as session:
         [version] = session.scalars(select(PolicyVersion).join(Policy))
@@ -123,7 +150,7 @@ def test_goes_through_sampling_judging_a_round_and_the_exports_unchanged(
         written = session.scalars(select(Candidate).where(Candidate.invalid.is_(None))).all()
         assert {(one.fields or {})["category"] for one in written} <= {*CATEGORIES, "NA: None applying"}
 
-    picked = judge(critic, project)
+    picked = judge(critic, browser, project)
     with session_scope() as session:
         round_id = rounds.start(session, SYSTEM, session.get_one(Project, project.id)).id
     loop.prepare(round_id)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from illume.fields.policies import STATUSES
 from illume.guard.making import Case
 from illume.guard.policies import Assessment, read_house_rules
 from illume.pairs import questions as pair_questions
@@ -173,9 +174,11 @@ class TestStarter:
         text_config = json.loads((MODEL / "config.json").read_text())["text_config"]
         tokenizer = AutoProcessor.from_pretrained(MODEL).tokenizer
         assert min(text_config["max_position_embeddings"], tokenizer.model_max_length) >= 1536
-        policies = {row.policy.text for row in load_prompts(STARTER / "guard" / "prompts.jsonl") if row.policy}
-        assert policies
-        assert all(len(ids) < 400 for ids in tokenizer(sorted(policies))["input_ids"])
+        policies = [row.policy for row in load_prompts(STARTER / "guard" / "prompts.jsonl") if row.policy]
+        assert all(len(one.names) >= 6 for one in policies)
+        texts = {one.text for one in policies}
+        texts |= {one.with_status(one.names, status).text for one in policies for status in STATUSES}
+        assert max(map(len, tokenizer(sorted(texts))["input_ids"])) < 400
         for text in ("日本語", "हिन्दी", "عربي", "ไทย", "Ωß \t\n 🙂"):
             assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
