@@ -294,7 +294,7 @@ class TestExports:
     def test_a_row_for_each_verdict_and_field(self, session: Session, project: Project) -> None:
         rows = exported(session, project, format=Format.fields)
         assert [(row["field"], row["model"], row["critic"], row["accepted"], row["gold"]) for row in rows] == [
-            ("rating", "Unsafe", "Unsafe", "Unsafe", ""),
-            ("category", OWN, OTHER, OTHER, ""),
+            ("rating", "Unsafe", "Unsafe", "Unsafe", None),
+            ("category", OWN, OTHER, OTHER, None),
         ]
         assert len({(row["prompt"], row["verdict"], row["policy"], row["image"]) for row in rows}) == 1
