@@ -233,6 +233,10 @@ def check_rejections(session: Session, project: Project, prompts: Sequence[Promp
     chosen = RowSelection(project, settings_of(session, project), moment, seed=0)
     learnt = rejected_rows(session, chosen, prompt_ids=ids)
     assert {(row.prompt.id, normalise_rationale(row.rationale or "")) for row in learnt} <= down
+    # Of critics who gave the same text, a round knows the first one alone, and an export whoever edited a candidate.
+    for row in exported(session, project, format=Format.records)[1]:
+        originals = [one["text"] for one in row["candidates"] if one["id"] == row["edited_from"]]
+        down |= {(int(row["prompt"]), normalise_rationale(text)) for text in originals} - labelled[True]
     _, pairs = exported(session, project, format=Format.preference)
     assert {(int(row["prompt_id"]), key_of(row["rejected"])) for row in pairs} <= down
 
