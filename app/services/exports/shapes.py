@@ -7,7 +7,6 @@ A record is one critic's verdict on one candidate set, as `app.services.exports.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -264,13 +263,7 @@ def judge_answers(
     ]
     kinds = (plain.accepted, plain.turned_down, plain.own)
     accepted, turned_down, own = (_distinct_texts(map(corrected, judged)) for judged in kinds)
-    return replace(
-        plain,
-        accepted=accepted,
-        turned_down=turned_down,
-        own=own,
-        corrected=tuple(pairs),
-    )
+    return replace(plain, accepted=accepted, turned_down=turned_down, own=own, corrected=tuple(pairs))
 
 
 def _distinct_texts(found: Iterable[JudgedText | None]) -> tuple[JudgedText, ...]:
@@ -328,11 +321,11 @@ def make_ballot_rows(judged: BallotResult, shape: Shape) -> list[tuple[ExportRow
     if shape.format is Format.sft:
         return [(sft_row(origin, rationale, input_columns), rationale) for rationale in judged.accepted + judged.own]
     if shape.format is Format.preference:
-        return list(preference_rows(judged, origin, input_columns))
+        return list(preference_rows(pair_texts(judged, shape.fields), origin, input_columns))
     return [(kto_row(origin, rationale, label, input_columns), rationale) for rationale, label in label_texts(judged)]
 
 
-def pair_texts(judged: BallotResult) -> list[tuple[JudgedText, JudgedText]]:
+def pair_texts(judged: BallotResult, fields: AnswerFields | None) -> list[tuple[JudgedText, JudgedText]]:
     """Pairs of a preferred and a rejected text.
 
     Every accepted candidate is preferred to every one that was turned down, and an edited text to its original. Fields
@@ -341,17 +334,17 @@ def pair_texts(judged: BallotResult) -> list[tuple[JudgedText, JudgedText]]:
     pairs = [(chosen, rejected) for chosen in judged.accepted for rejected in judged.turned_down]
     edited = [own for own in judged.own if own.edited_text is not None]
     pairs += [(own, JudgedText(own.edited_text or "", own.edited_from, 0)) for own in edited]
-    pairs = [(chosen, _with_undecided_of(chosen, rejected)) for chosen, rejected in pairs] + list(judged.corrected)
+    pairs = [(chosen, _with_undecided_of(chosen, rejected, fields)) for chosen, rejected in pairs]
+    pairs += judged.corrected
     return [(chosen, rejected) for chosen, rejected in pairs if chosen.text != rejected.text]
 
 
-def _with_undecided_of(chosen: JudgedText, rejected: JudgedText) -> JudgedText:
+def _with_undecided_of(chosen: JudgedText, rejected: JudgedText, fields: AnswerFields | None) -> JudgedText:
     """The rejected answer with those values of the chosen one that nobody decided on."""
-    if not chosen.masked:
+    if fields is None or not chosen.masked:
         return rejected
     values, other = orjson.loads(chosen.text), orjson.loads(rejected.text)
-    same = other | {name: values[name] for name in chosen.masked}
-    return rejected._replace(text=json.dumps(same, ensure_ascii=False))
+    return rejected._replace(text=answer_json(other | {name: values[name] for name in chosen.masked}, fields))
 
 
 def label_texts(judged: BallotResult) -> list[tuple[JudgedText, bool]]:
@@ -550,14 +543,14 @@ def sft_row(origin: ExportRow, rationale: JudgedText, input_columns: ExportRow) 
 
 
 def preference_rows(
-    judged: BallotResult, origin: ExportRow, input_columns: ExportRow
+    pairs: Sequence[tuple[JudgedText, JudgedText]], origin: ExportRow, input_columns: ExportRow
 ) -> Iterator[tuple[ExportRow, JudgedText]]:
     """Rows for preference tuning: TRL's preference format with images.
 
     Common parts are built once for each chosen text, because a ballot has many pairs.
     """
     answers: dict[JudgedText, list[ExportRow]] = {}
-    for chosen, group in groupby(pair_texts(judged), itemgetter(0)):
+    for chosen, group in groupby(pairs, itemgetter(0)):
         common = {
             **origin,
             **text_columns(chosen),
@@ -590,7 +583,7 @@ def sharegpt_rows(judged: BallotResult, shape: Shape) -> Iterator[tuple[ExportRo
     images = [image["path"] for image in image_entries(judged.record, rendered)]
     origin = origin_columns(judged)
     if shape.task is Task.preference:
-        for chosen, rejected in pair_texts(judged):
+        for chosen, rejected in pair_texts(judged, shape.fields):
             row = {"conversations": [user_turn], "chosen": turn(chosen), "rejected": turn(rejected), "images": images}
             yield {**origin, **text_columns(chosen), "rejected_candidate": rejected.candidate, **row}, chosen
         return
