@@ -11,11 +11,11 @@ import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 
 from babel import Locale
-from babel.dates import format_date, format_time
+from babel.dates import format_date, format_skeleton, format_time
 from babel.messages.catalog import Catalog
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
@@ -170,6 +170,12 @@ def day(at: datetime) -> str:
     """A day in the reader's language, in short."""
     language = current()
     return at.strftime("%-d %b %Y") if language.code == ENGLISH else str(format_date(at, "medium", language.locale))
+
+
+def day_of_month(at: date) -> str:
+    """A day without its year in the reader's language, in short."""
+    language = current()
+    return f"{at:%-d %b}" if language.code == ENGLISH else str(format_skeleton("MMMd", at, locale=language.locale))
 
 
 def day_and_time(at: datetime) -> str:

@@ -36,15 +36,14 @@ export function roundSteps(low, high, { about = STEPS, whole = false } = {}) {
   return Array.from({ length: last - first + 1 }, (_, index) => Number(((first + index) * step).toPrecision(12)));
 }
 
-/** The labels of the y axis, all with as many digits as the step needs. */
-export function tickLabels(ticks, unit = "") {
+/** The labels of the y axis in the language of the page, all with as many digits as the step needs. */
+export function tickLabels(ticks, unit = "", language = document.documentElement.lang) {
   const decimals = (tick) => (String(Math.abs(tick)).split(".")[1] ?? "").length;
   const digits = Math.max(...ticks.map(decimals));
-  return ticks.map((tick) => {
-    const [whole, fraction] = Math.abs(tick).toFixed(digits).split(".");
-    const grouped = whole.replace(/\B(?=(\d{3})+$)/g, "\u202f");
-    return (tick < 0 ? "\u2212" : "") + grouped + (fraction ? `.${fraction}` : "") + unit;
-  });
+  const options = { minimumFractionDigits: digits, maximumFractionDigits: digits, numberingSystem: "latn" };
+  const format = new Intl.NumberFormat(language, options);
+  const write = ({ type, value }) => (type === "group" && language === "en" ? "\u202f" : value);
+  return ticks.map((tick) => (tick < 0 ? "\u2212" : "") + format.formatToParts(Math.abs(tick)).map(write).join("") + unit);
 }
 
 /** At most `most` of the sorted `places`, at equal distances, always with the last one: it is of most interest. */

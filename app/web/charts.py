@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from app import languages
 from illume.phrases import _, told
 
 LOOKS = 3  # the number of line styles in the style sheet
@@ -76,8 +77,9 @@ Format = Callable[[float], str]
 
 
 def plain(value: float) -> str:
-    """A number with the few digits that an axis needs."""
-    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}".replace(",", "\u202f")
+    """A number with the few digits that an axis needs, as the reader's language writes it."""
+    text = f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return text if "e" in text else languages.number(value, len(text.partition(".")[2]))
 
 
 def line_chart(

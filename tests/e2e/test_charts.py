@@ -123,6 +123,13 @@ class TestSteps:
         assert page.evaluate(label, [[-0.5, 0, 0.25], ""]) == ["−0.50", "0.00", "0.25"]
         assert page.evaluate(label, [[0, 20000], " %"]) == ["0 %", "20\u202f000 %"]
 
+    @pytest.mark.parametrize(
+        ("language", "written"),
+        [("de", ["\u22121.234,5", "0,0"]), ("ar", ["\u22121,234.5", "0.0"]), ("zh-Hans", ["\u22121,234.5", "0.0"])],
+    )
+    def test_numbers_are_written_as_in_the_language(self, page: Page, language: str, written: list[str]) -> None:
+        assert page.evaluate("(tag) => charts.tickLabels([-1234.5, 0], '', tag)", language) == written
+
     def test_names_on_the_x_axis_end_with_the_last(self, page: Page) -> None:
         found = page.evaluate("charts.thinOut([...Array(61).keys()], 8)")
         assert found[-1] == 60

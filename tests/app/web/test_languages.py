@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from app import languages
 from app.models import Role
-from app.web import rendering
+from app.web import charts, rendering
 from illume.phrases import Number, Phrase, _, from_stored, ngettext, pgettext, reader, told
 from tests.app.web.catalogues import speaking
 from tests.app.web.conftest import Browser, person
@@ -166,12 +166,22 @@ class TestNumbersAndTimes:
         assert rendering.percent(0.5) == "50 %"
         assert rendering.duration(100) == "2 min"
         assert languages.day_and_time(self.AT) == "1 Mar 2026, 14:05"
+        assert languages.day_of_month(self.AT.date()) == "1 Mar"
 
     def test_german_ones(self) -> None:
         with languages.reading(languages.languages()["de"]):
             assert rendering.number(1234.5, 1) == "1.234,5"
             assert rendering.number(-3) == "\u22123"
             assert languages.day(self.AT) == "01.03.2026"
+            assert languages.day_of_month(self.AT.date()) == "1. M\u00e4rz"
+
+    def test_numbers_beside_axes(self) -> None:
+        shown = (0.5, 0.123456, 12345.6, 1e-9)
+        assert [charts.plain(value) for value in shown] == ["0.5", "0.1235", "12\u202f346", "1e-09"]
+        with languages.reading(languages.languages()["de"]):
+            assert [charts.plain(value) for value in shown] == ["0,5", "0,1235", "12.346", "1e-09"]
+        with languages.reading(languages.languages()["zh_Hans"]):
+            assert languages.day_of_month(self.AT.date()) == "3\u67081\u65e5"
 
     def test_signs_stay_before_their_numbers_in_arabic(self) -> None:
         assert rendering.signed(-0.5, 1) == "\u22120.5"

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.orm import Session
 
+from app import languages
 from app.errors import Invalid
 from app.http.dependencies import SessionDep
 from app.models import Project
@@ -279,8 +280,8 @@ def days_chart(days: Sequence[DailyVerdicts], names: Mapping[int, str], *, of: i
         _("Verdicts by day"),
         chosen,
         x_name=_("day"),
-        x_format=lambda x: f"{date.fromordinal(round(x)):%-d %b}",
-        y_format=lambda y: f"{y:.0f}",
+        x_format=lambda x: languages.day_of_month(date.fromordinal(round(x))),
+        y_format=number,
         y_from=0,
         whole=True,
     )
@@ -296,7 +297,7 @@ def places_chart(figures: Sequence[tuple[str, PositionFigures]]) -> Chart | None
         _("Picks by position on the page"),
         lines,
         x_name=_("position"),
-        x_format=lambda x: f"{x:.0f}",
+        x_format=number,
         y_format=lambda y: percent(y / 100),
         y_from=0,
         unit=" %",

@@ -425,7 +425,7 @@ def step_chart(title: str, events: Sequence[RoundEvent], names: Names) -> Chart 
         Line(name, tuple(Sample(one["step"], one[key]) for one in kept if one.get(key) is not None), dots=False)
         for key, name in names
     ]
-    return line_chart(title, lines, x_name=_("step"), x_format=lambda x: f"{x:.0f}")
+    return line_chart(title, lines, x_name=_("step"), x_format=number)
 
 
 def epoch_chart(events: Sequence[RoundEvent], best: int | None) -> Chart | None:
@@ -440,7 +440,7 @@ def epoch_chart(events: Sequence[RoundEvent], best: int | None) -> Chart | None:
         _("Score per epoch"),
         [Line(_("score"), samples)],
         x_name=_("epoch"),
-        x_format=lambda x: f"{x:.0f}",
+        x_format=number,
         y_format=lambda y: number(y, 3),
     )
 
