@@ -24,7 +24,7 @@ from app.web.access import Me, Poster, managed_project
 from app.web.admin.frame import Frame, back_to, frame_of
 from app.web.admin.next_steps import NextStep, judging_step, next_round_step
 from app.web.admin.projects.setting_fields import describe_setting
-from app.web.admin.rounds.scores import ScoreRow, score_rows, variant_rows
+from app.web.admin.rounds.scores import ScoreRow, VariantTable, score_rows, variant_rows, variant_table
 from app.web.charts import Chart, Line, Sample, line_chart
 from app.web.errors import wants_fragment
 from app.web.rendering import duration, fragment, live, number, page, with_minus
@@ -166,6 +166,7 @@ class RoundView:
     scores: Chart | None
     results: tuple[ScoreRow, ...]
     variants: tuple[ScoreRow, ...]
+    by_variant: VariantTable | None
     snapshot: SnapshotView | None
     left_out: tuple[LeftOutRow, ...]
     n_left_out: int
@@ -361,6 +362,7 @@ def round_view(session: Session, actor: Actor, frame: Frame, found: Round) -> Ro
         scores=epoch_chart(events, found.metrics.get("best_epoch")),
         results=score_rows(found.metrics),
         variants=variant_rows(found.metrics),
+        by_variant=variant_table(found.metrics),
         snapshot=None if snapshot is None else snapshot_view(snapshot),
         left_out=left_out_rows(found),
         n_left_out=len(found.metrics.get("left_out", ())),

@@ -49,6 +49,8 @@ VARIANT_NAMES: Mapping[str, str] = {
     "others_strict": _("Other categories strict"),
 }
 """What a variant of a policy is called in a table, by the names of `illume.fields.variants`."""
+UNCHANGED = _("As written")
+"""What a policy is called beside its variants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,14 @@ class ScoreRow:
     change: str
     interval: str
     between: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VariantTable:
+    """All measures of ratings by variant of the policy. `variants` name the columns of cells of each row."""
+
+    variants: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[ScoreRow, ...]], ...]
 
 
 def means_of(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -220,6 +230,27 @@ def variant_rows(metrics: Mapping[str, Any]) -> tuple[ScoreRow, ...]:
             old, now = (_shown(one.get("mean"), True) for one in (before, after))
             rows.append(ScoreRow(name, parent=old, new=now, change="", interval="", between=between_words(after)))
     return tuple(rows)
+
+
+def variant_table(metrics: Mapping[str, Any]) -> VariantTable | None:
+    """All measures under the policies as written and under each variant, before and after; None without variants."""
+    new, parent = (_field_measures(one, "by_change") for one in (metrics, metrics.get("parent") or {}))
+    names = {"": UNCHANGED, **VARIANT_NAMES}
+    changes = [change for change in names if change in new or change in parent]
+    if not set(changes) - {""}:
+        return None
+    rows = []
+    for key, name, share in NAMES:
+        measure = key.removeprefix("greedy_")
+        cells = [[(one.get(change) or {}).get(measure) or {} for one in (parent, new)] for change in changes]
+        if share and any(after.get("mean") is not None for _before, after in cells):
+            rows.append((name, tuple(_variant_cell(names[c], *cell) for c, cell in zip(changes, cells, strict=True))))
+    return VariantTable(tuple(names[change] for change in changes), tuple(rows))
+
+
+def _variant_cell(variant: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> ScoreRow:
+    old, new = (_shown(one.get("mean"), True) for one in (before, after))
+    return ScoreRow(variant, parent=old, new=new, change="", interval="", between=between_words(after))
 
 
 def _field_measures(metrics: Mapping[str, Any], kind: str = "measures") -> Mapping[str, Any]:

@@ -125,6 +125,28 @@ class TestRounds:
         assert "absolute aspect ratio &lt;200&gt;" in page
         assert "training, answer only" in page
 
+    def test_measures_of_ratings_are_shown_by_variant_of_the_policy(
+        self, browser: Browser, session: Session, project: Project
+    ) -> None:
+        snapshot = factories.make_snapshot(session, project)
+        plan = {"parent": project.active_version_id, "base_model": "starter", "metric": "balanced_accuracy", "seed": 1}
+        snapshot.settings = {**plan, "project": snapshot.settings}
+        made = factories.make_round(session, project, state=RoundState.succeeded, snapshot=snapshot)
+        recall = {"recall": {"mean": 0.75, "low": 0.6, "high": 0.85, "n": 40}}
+        made.metrics = {"means": {"greedy_recall": 0.75}, "fields": {"greedy": {"by_change": {"": recall}}}}
+        words = "All measures, by variant of the policy"
+        assert words not in browser.get("/admin/projects/scenes/rounds/1").text
+        both = {"": recall, "own_strict": {"recall": {**recall["recall"], "mean": 0.5, "low": None}}}
+        before = {"means": {}, "fields": {"greedy": {"by_change": {"own_strict": {"recall": {"mean": 0.25}}}}}}
+        made.metrics = {**made.metrics, "fields": {"greedy": {"by_change": both}}, "parent": before}
+        table = browser.get("/admin/projects/scenes/rounds/1").text.partition(f"<summary>{words}</summary>")[2]
+        [row] = re.findall("<tr role=\"row\"><th role=\"rowheader\".*?</tr>", table.partition("</details>")[0])
+        cells = [re.sub("<[^>]*>", " ", cell).split() for cell in re.findall("data-label=.*?</td>", row)]
+        assert [" ".join(cell).partition(">")[2].strip() for cell in cells] == [
+            "75.0 % (60.0 % to 85.0 %)",
+            "50.0 % before: 25.0 %",
+        ]
+
     def test_an_unknown_one(self, browser: Browser) -> None:
         response = browser.get("/admin/projects/scenes/rounds/7")
         assert response.status_code == 404

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.web.admin.rounds.scores import score_rows, variant_rows
+from app.web.admin.rounds.scores import score_rows, variant_rows, variant_table
 
 
 def test_only_what_was_measured_is_shown() -> None:
@@ -50,3 +50,30 @@ def test_structured_answers_have_measures_with_intervals_and_by_variant() -> Non
     assert (row.name, row.parent, row.new) == ("Own category allowed", "50.0 %", "70.0 %")
     assert row.between == "(60.0 % to 80.0 %)"
     assert variant_rows({"means": {}}) == ()
+
+
+def test_every_measure_is_shown_by_variant() -> None:
+    recall, specificity = ({"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "n": 40} for mean in (0.7, 0.8))
+    nothing = {"mean": None, "low": None, "high": None, "n": 0}
+    changes = {"": {"recall": recall, "f1": nothing}, "others_strict": {"recall": nothing, "specificity": specificity}}
+    before = {"greedy": {"by_change": {"others_strict": {"specificity": {**specificity, "mean": 0.5}}}}}
+    metrics = {"fields": {"greedy": {"by_change": changes}}, "parent": {"fields": before}}
+    table = variant_table(metrics)
+    assert table is not None
+    assert table.variants == ("As written", "Other categories strict")
+    shown = {name: [(cell.name, cell.parent, cell.new, cell.between) for cell in cells] for name, cells in table.rows}
+    assert shown == {
+        "Recall: violations that are found": [
+            ("As written", "–", "70.0 %", "(60.0 % to 80.0 %)"),
+            ("Other categories strict", "–", "–", ""),
+        ],
+        "Specificity: others that are passed": [
+            ("As written", "–", "–", ""),
+            ("Other categories strict", "50.0 %", "80.0 %", "(70.0 % to 90.0 %)"),
+        ],
+    }
+
+
+@pytest.mark.parametrize("changes", [{}, {"": {"recall": {"mean": 0.7, "low": 0.6, "high": 0.8, "n": 40}}}])
+def test_without_variants_there_is_no_table_of_them(changes: dict[str, dict[str, object]]) -> None:
+    assert variant_table({"fields": {"greedy": {"by_change": changes}}}) is None
