@@ -4,14 +4,17 @@ Starts its own database, broker and workers, makes the demo's project, judges pr
 round starts by itself, and prints the time of each event. At the end the seconds from the last verdict to the activated
 version are split into their parts: by what the database, the tuning process and the files in its folder say of when.
 
-    python bench/round.py [--picks 40] [--critic any] [--objective picks_and_rejections]
+    python bench/round.py [--picks 40] [--critic any] [--set objective=picks_and_rejections]
+    python bench/round.py --against epochs=5 guard_per_rationale=10
 
-The memory is the most that the tuning process was seen to have resident, twenty times a second.
+With `--against` a second round follows, with these settings of the project, and the ratio of both is printed. The
+memory is the most that the tuning process was seen to have resident, twenty times a second.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -49,6 +52,7 @@ from tests import judging
 
 WORKERS = ([*["beat"]], ["--queues", "model"], ["--queues", "default"])
 LOOK_SECONDS = 0.05
+TOLD = "from the last verdict to its end: "
 FILES = {"written": "job.json", "imported": "progress.json", "tried": "left_out.json"}
 """Files of a round's folder, and what has been done when they appear."""
 UNTIL_TRAINING = (
@@ -84,26 +88,63 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--picks", type=int, default=40)
     parser.add_argument("--critic", choices=["truth", "any"], default="truth", help="any: picks the first candidate")
-    parser.add_argument("--objective", choices=["picks", "picks_and_rejections"], default="picks")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the project")
+    parser.add_argument("--against", nargs="+", metavar="NAME=VALUE", help="settings of a second round")
     options = parser.parse_args()
+    if options.against is not None:
+        return compare(options)
     with tempfile.TemporaryDirectory(prefix="illume-bench-") as folder:
         Path(folder).chmod(0o711)
         set_environment({"ILLUME_DATA_DIR": folder})
         with services(share=False):
-            actor, project_id = seed(options.picks, options.objective)
+            actor, project_id = seed(options.picks, read_changes(options.set))
             with running_workers():
                 measure(actor, project_id, picks=options.picks, truthful=options.critic == "truth")
     return 0
 
 
-def seed(picks: int, objective: str) -> tuple[Actor, int]:
-    """The demo's project with a round after `picks` prompts and this objective, and its critic."""
+def compare(options: argparse.Namespace) -> int:
+    """Run the benchmark twice, each in a process of its own, and print how the times compare."""
+    seconds = []
+    for settings in (options.set, options.against):
+        print(f"\n## settings: {' '.join(settings) or 'those of the demo'}\n", flush=True)
+        command = [sys.executable, __file__, "--picks", str(options.picks), "--critic", options.critic]
+        run = subprocess.Popen(
+            [*command, *(["--set", *settings] if settings else [])], stdout=subprocess.PIPE, text=True
+        )
+        assert run.stdout is not None
+        for line in run.stdout:
+            print(line, end="", flush=True)
+            if line.startswith(TOLD):
+                seconds.append(float(line.removeprefix(TOLD).split()[0]))
+        if run.wait() != 0:
+            return run.returncode
+    print(f"\nthe first round took {seconds[0] / seconds[1]:.2f} times as long as the second")
+    return 0
+
+
+def read_changes(given: Sequence[str]) -> dict[str, Any]:
+    """Settings as `NAME=VALUE`, whose values are JSON or else texts."""
+    changes = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals:
+            raise SystemExit(f"{one}: not as NAME=VALUE")
+        try:
+            changes[name] = json.loads(value)
+        except ValueError:
+            changes[name] = value
+    return changes
+
+
+def seed(picks: int, changes: Mapping[str, Any]) -> tuple[Actor, int]:
+    """The demo's project with a round after `picks` prompts and these settings, and its critic."""
     settings = get_settings()
     migrations.upgrade(settings.database_url)
     with session_scope() as session:
         session.execute(text("SET LOCAL transaction_timeout = 0"))
         accounts = seeding.seed_demo(session, settings)
-        projects.update_project(session, SYSTEM, SCENES.slug, {"round_every": picks, "objective": objective})
+        projects.update_project(session, SYSTEM, SCENES.slug, {"round_every": picks, **changes})
         actor = users.actor_for_token(session, accounts["critic"]["token"])
         project = session.scalars(select(Project).where(Project.slug == SCENES.slug)).one()
         return actor, project.id
@@ -290,7 +331,7 @@ def report(found: Round, parts: Sequence[tuple[str, float]], memory: int) -> Non
     print(f"| all | {seconds:.1f} | |")
     print()
     print(f"round of {found.metrics.get('n_rationale')} rationales, {found.metrics.get('n_vqa_only')} VQA-only rows")
-    print(f"from the last verdict to its end: {seconds:.1f} s; tuning process: {found.metrics.get('seconds')} s")
+    print(f"{TOLD}{seconds:.1f} s; tuning process: {found.metrics.get('seconds')} s")
     print(f"memory of the tuning process: {memory / 2**20:.0f} MB resident")
     print(f"decision: {found.decision.get('reason') or found.error}")
     print()
