@@ -1,6 +1,7 @@
 """How fast a version is scored: this working tree compared with an earlier commit, in turns, on the same work.
 
     python bench/scoring.py --before COMMIT [--n 250] [--repeat 3] [--threads 1] [--adapter FOLDER]
+    python bench/scoring.py --before 254a54d --no-matched-entropy
 
 The work is what `illume simulate` does to score a version between rounds: its own answers, greedy and sampled
 rationales of `--n` held-out prompts, the temperature at which its entropy on val is the base's, and four rationales of
@@ -39,14 +40,14 @@ ROUNDING = 1e-4
 """The relative difference of scores that rounding may cause, such as that of entropies in the order of their sums."""
 
 WORK = """
-import json, sys, tempfile, time
+import dataclasses, json, sys, tempfile, time
 from pathlib import Path
 import torch
 from illume.prompts_file import load_prompts
 from illume.simulation.loop import Simulation, score
 from illume.simulation.settings import Data, SimulationSettings
 from illume.simulation.stages import Display, Models, Stages
-model, prompts, adapter, n, skipped, threads = *sys.argv[1:4], *map(int, sys.argv[4:])
+model, prompts, adapter, n, skipped, threads, matched = *sys.argv[1:4], *map(int, sys.argv[4:])
 torch.set_num_threads(threads)
 examples = load_prompts(prompts)
 val = [one for one in examples if one.split == "val"][: max(1, n // 5)]
@@ -54,7 +55,10 @@ heldout = [one for one in examples if one.split != "val"][skipped : skipped + n]
 with tempfile.TemporaryDirectory() as folder:
     stages = Stages(Path(folder), Display(lambda _: None, live=False))
     data = Data((), tuple(val), tuple(heldout), "the prompts")
-    sim = Simulation(SimulationSettings(model=model), data, stages, Models(model, device="cpu", dtype="float32"))
+    known = {one.name for one in dataclasses.fields(SimulationSettings)}
+    wanted = {"matched_entropy": bool(matched)} if "matched_entropy" in known else {}
+    models = Models(model, device="cpu", dtype="float32")
+    sim = Simulation(SimulationSettings(model=model, **wanted), data, stages, models)
     score(sim, "base/heldout", None)
     busy, start = time.process_time(), time.perf_counter()
     scores = score(sim, "version/heldout", Path(adapter))
@@ -77,7 +81,7 @@ def tune_version(folder: Path, options: argparse.Namespace) -> Path:
 def work(tree: Path, adapter: Path, options: argparse.Namespace) -> dict[str, Any]:
     """What one process found with the code in `tree`, and how long it took."""
     words = [str(Path(one).resolve()) for one in (options.model, options.prompts, adapter)]
-    words += map(str, (options.n, TUNED_ON, options.threads))
+    words += map(str, (options.n, TUNED_ON, options.threads, int(options.matched_entropy)))
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": str(options.threads)}
     done = subprocess.run(
         [sys.executable, "-c", WORK, *words], cwd=tree, env=environment, check=True, capture_output=True, text=True
@@ -87,10 +91,10 @@ def work(tree: Path, adapter: Path, options: argparse.Namespace) -> dict[str, An
 
 
 def differences(one: Any, other: Any, name: str = "") -> list[str]:
-    """Where two results differ by more than rounding."""
+    """Where two results differ by more than rounding, in what both have."""
     if isinstance(one, dict) and isinstance(other, dict):
-        keys = sorted({*one, *other})
-        return [line for key in keys for line in differences(one.get(key), other.get(key), f"{name}.{key}")]
+        keys = sorted(one.keys() & other.keys())
+        return [line for key in keys for line in differences(one[key], other[key], f"{name}.{key}")]
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         pairs = enumerate(zip(one, other, strict=True))
         return [line for place, (a, b) in pairs for line in differences(a, b, f"{name}[{place}]")]
@@ -109,6 +113,7 @@ def main() -> int:
     parser.add_argument("--n", type=int, default=250, help="held-out prompts")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--no-matched-entropy", dest="matched_entropy", action="store_false")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         adapter = Path(options.adapter) if options.adapter else tune_version(Path(folder) / "version", options)
