@@ -22,6 +22,7 @@ from app.services.prompts import prompts
 from app.services.prompts.prompts import parse_prompt
 from app.web.access import Me, ReviewerAhead, SignedIn, check_form_token, text_of
 from app.web.admin.frame import Frame, back_to, frame_of
+from app.web.admin.prompts.gold import Gold
 from app.web.forms import Field
 from app.web.rendering import page
 from illume.phrases import _
@@ -70,7 +71,7 @@ def uploading(request: Request, form: Upload, who: Me) -> SignedIn:
 Uploader = Annotated[SignedIn, Depends(uploading, scope="function")]
 
 
-def form_fields(typed: Mapping[str, str], error: DomainError | None, *, is_new: bool) -> tuple[Field, ...]:
+def form_fields(typed: Mapping[str, str], error: DomainError | None, *, gold: Gold, is_new: bool) -> tuple[Field, ...]:
     """The form's fields with their submitted values and problems."""
     wrong = (error.field or "").partition(".")[0] if error is not None else ""
 
@@ -83,6 +84,7 @@ def form_fields(typed: Mapping[str, str], error: DomainError | None, *, is_new: 
         field("question", _("Question"), "area", _("What is asked about the image.")),
         field("answer", _("Answer"), "text", _("The correct answer. If empty, the model's own is used.")),
         field("references", _("Reference explanations"), "area", _("One per line. Critics never see them."), 4),
+        *gold.form_fields(typed, error),
         field(
             "split", _("Split"), "select", _("Critics judge train prompts; val and test prompts only score versions.")
         ),
@@ -91,7 +93,7 @@ def form_fields(typed: Mapping[str, str], error: DomainError | None, *, is_new: 
         field("metadata", _("Metadata"), "area", _("A JSON object, kept with the prompt."), 3),
     ]
     if is_new:
-        found.insert(4, field("external_id", _("External ID"), "text", _("Your own identifier for it. Optional.")))
+        found.insert(-4, field("external_id", _("External ID"), "text", _("Your own identifier for it. Optional.")))
     return tuple(found)
 
 
@@ -116,19 +118,19 @@ def parse_values(typed: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
-def read_submitted(form: FormData) -> dict[str, str]:
+def read_submitted(form: FormData, gold: Gold) -> dict[str, str]:
     """The submitted texts, by field."""
-    return {name: text_of(form, name).replace("\r\n", "\n") for name in NAMES}
+    return {name: text_of(form, name).replace("\r\n", "\n") for name in (*NAMES, *gold.names)}
 
 
 # A new prompt
 
 
-def new_page(frame: Frame, typed: Mapping[str, str], error: DomainError | None = None) -> Response:
+def new_page(frame: Frame, gold: Gold, typed: Mapping[str, str], error: DomainError | None = None) -> Response:
     """The form for a new prompt."""
     base = f"/admin/projects/{frame.project.slug}/prompts"
     at_image = error is not None and (error.field or "").startswith(("image", "file"))
-    fields = form_fields(typed, error, is_new=True)
+    fields = form_fields(typed, error, gold=gold, is_new=True)
     placed = at_image or any(field.problem for field in fields)
     view = PromptFormView(
         slug=frame.project.slug,
@@ -148,16 +150,18 @@ def new_page(frame: Frame, typed: Mapping[str, str], error: DomainError | None =
 def show_new(request: Request, session: SessionDep, who: Me, slug: str) -> Response:
     """Show the form for a new prompt."""
     frame = frame_of(request, session, who, slug, tab="Prompts", title=_("Add a prompt"), need=Right.reviews)
-    return new_page(frame, {"split": Split.train.value, "priority": "0"})
+    gold = Gold.of(session, who.actor, frame.project)
+    return new_page(frame, gold, {"split": Split.train.value, "priority": "0"})
 
 
 @router.post("/projects/{slug}/prompts/new")
 def add(request: Request, session: SessionDep, who: Uploader, form: Upload, slug: str) -> Response:
     """Add a prompt with its images. Where the form is invalid, it keeps what was typed."""
     frame = frame_of(request, session, who, slug, tab="Prompts", title=_("Add a prompt"), need=Right.reviews)
-    typed = read_submitted(form)
+    gold = Gold.of(session, who.actor, frame.project)
+    typed = read_submitted(form, gold)
     try:
-        item = parse_values(typed) | {"images": store_images(session, who, form)}
+        item = parse_values(typed) | gold.read(typed) | {"images": store_images(session, who, form)}
         if typed["external_id"].strip():
             item["external_id"] = typed["external_id"].strip()
         (added,) = prompts.add_prompts(session, who.actor, frame.project, [parse_prompt(item)])
@@ -165,7 +169,7 @@ def add(request: Request, session: SessionDep, who: Uploader, form: Upload, slug
             raise added.error or Invalid(_("The prompt was rejected."))
     except (Invalid, Conflict, TooLarge) as error:
         session.rollback()
-        return new_page(frame, typed, error)
+        return new_page(frame, gold, typed, error)
     return back_to(f"/admin/projects/{slug}/prompts/{added.prompt.id}", "prompt-saved")
 
 
@@ -203,10 +207,12 @@ class Edited:
     in_parts: bool
 
 
-def edit_page(frame: Frame, edited: Edited, typed: Mapping[str, str], error: DomainError | None = None) -> Response:
+def edit_page(
+    frame: Frame, edited: Edited, gold: Gold, typed: Mapping[str, str], error: DomainError | None = None
+) -> Response:
     """The form for an existing prompt."""
     here = f"/admin/projects/{frame.project.slug}/prompts/{edited.id}"
-    fields = form_fields(typed, error, is_new=False)
+    fields = form_fields(typed, error, gold=gold, is_new=False)
     if edited.in_parts:
         fields = tuple(field for field in fields if field.name != "question")
     view = PromptFormView(
@@ -228,6 +234,7 @@ def show_edit(request: Request, session: SessionDep, who: Me, slug: str, prompt_
     """Show the form for an existing prompt."""
     frame = frame_of(request, session, who, slug, tab="Prompts", title=_("Edit prompt"), need=Right.reviews)
     prompt = find(session, who, frame, prompt_id)
+    gold = Gold.of(session, who.actor, frame.project, prompt)
     rest = prompts.with_blur(prompt.extra, on=False)
     typed = {
         "question": prompt.question,
@@ -237,8 +244,9 @@ def show_edit(request: Request, session: SessionDep, who: Me, slug: str, prompt_
         "priority": str(prompt.priority),
         "blur": "yes" if prompts.is_blurred(prompt.extra) else "",
         "metadata": json.dumps(rest, ensure_ascii=False, indent=2) if rest else "",
+        **gold.typed(prompt),
     }
-    return edit_page(frame, Edited(prompt.id, prompt.parts is not None), typed)
+    return edit_page(frame, Edited(prompt.id, prompt.parts is not None), gold, typed)
 
 
 @router.post("/projects/{slug}/prompts/{prompt_id}/edit")
@@ -246,13 +254,14 @@ def change(request: Request, session: SessionDep, who: Uploader, form: Upload, s
     """Change a prompt. Question, answer and split are fixed once it has candidates."""
     frame = frame_of(request, session, who, slug, tab="Prompts", title=_("Edit prompt"), need=Right.reviews)
     prompt = find(session, who, frame, prompt_id)
-    edited, typed = Edited(prompt.id, prompt.parts is not None), read_submitted(form)
+    gold = Gold.of(session, who.actor, frame.project, prompt)
+    edited, typed = Edited(prompt.id, prompt.parts is not None), read_submitted(form, gold)
     try:
-        values = parse_values(typed)
+        values = parse_values(typed) | gold.read(typed, prompt.fields)
         if edited.in_parts:
             del values["question"]
         prompts.update_prompt(session, who.actor, edited.id, values)
     except (Invalid, Conflict) as error:
         session.rollback()
-        return edit_page(frame, edited, typed, error)
+        return edit_page(frame, edited, gold, typed, error)
     return back_to(f"/admin/projects/{slug}/prompts/{edited.id}", "prompt-saved")

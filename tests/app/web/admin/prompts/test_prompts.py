@@ -153,6 +153,40 @@ class TestForms:
         assert "the prompt has explanations" in refused.text
         assert "What sinks?" in refused.text
 
+    def test_of_structured_answers_policy_and_right_values(self, browser: Browser, session: Session) -> None:
+        project, rules = factories.structured_project(session, slug="guard")
+        shorter = factories.make_policy(session, project, "Shorter rules")
+        base = "/admin/projects/guard/prompts"
+        page = browser.get(f"{base}/new").text
+        assert f'<option value="{rules.id}">House rules, version 1</option>' in page
+        given = {**FIELDS, "policy": str(rules.id), "gold-0": "Unsafe", "gold-1": factories.CATEGORIES[1]}
+        image = {"images": ("boat.png", factories.image_bytes(), "image/png")}
+        for wrong, said in (
+            ({"policy": ""}, "a policy is needed"),
+            ({"gold-1": "O9: No such rule"}, "O9: No such rule"),
+        ):
+            refused = browser.post(f"{base}/new", {**given, **wrong}, files=image)
+            assert refused.status_code == 422
+            assert said in refused.text.partition('class="problem"')[2]
+        assert browser.post(f"{base}/new", given, files=image).status_code == 303
+        prompt = session.scalars(select(Prompt)).one()
+        assert prompt.fields == {"rating": "Unsafe", "category": factories.CATEGORIES[1]}
+        assert prompt.policy_version_id == rules.id
+        page = browser.get(f"{base}/{prompt.id}/edit").text
+        assert f'<option value="{rules.id}" selected>' in page
+        assert '<option value="Unsafe" selected>' in page
+        changed = {**given, "policy": str(shorter.id), "gold-0": "", "gold-1": ""}
+        assert browser.post(f"{base}/{prompt.id}/edit", changed).status_code == 303
+        session.expire_all()
+        assert (prompt.policy_version_id, prompt.fields) == (shorter.id, None)
+        factories.make_policy(session, project, "Shorter rules", O1="strict")
+        kept = browser.get(f"{base}/{prompt.id}/edit").text
+        assert f'<option value="{shorter.id}" selected>Shorter rules, version 1</option>' in kept
+        factories.make_candidate_set(session, project, prompt=prompt)
+        refused = browser.post(f"{base}/{prompt.id}/edit", {**changed, "policy": str(rules.id)})
+        assert refused.status_code == 409
+        assert "the prompt has explanations" in refused.text
+
     def test_a_viewer_changes_nothing(self, browser: Browser, session: Session, project: Project) -> None:
         prompt = factories.make_prompt(session, project)
         viewer = person(session, role=Role.viewer)

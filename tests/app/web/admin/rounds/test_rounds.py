@@ -140,7 +140,7 @@ class TestRounds:
         before = {"means": {}, "fields": {"greedy": {"by_change": {"own_strict": {"recall": {"mean": 0.25}}}}}}
         made.metrics = {**made.metrics, "fields": {"greedy": {"by_change": both}}, "parent": before}
         table = browser.get("/admin/projects/scenes/rounds/1").text.partition(f"<summary>{words}</summary>")[2]
-        [row] = re.findall("<tr role=\"row\"><th role=\"rowheader\".*?</tr>", table.partition("</details>")[0])
+        [row] = re.findall('<tr role="row"><th role="rowheader".*?</tr>', table.partition("</details>")[0])
         cells = [re.sub("<[^>]*>", " ", cell).split() for cell in re.findall("data-label=.*?</td>", row)]
         assert [" ".join(cell).partition(">")[2].strip() for cell in cells] == [
             "75.0 % (60.0 % to 85.0 %)",
