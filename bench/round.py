@@ -6,9 +6,11 @@ version are split into their parts: by what the database, the tuning process and
 
     python bench/round.py [--picks 40] [--critic any] [--set objective=picks_and_rejections]
     python bench/round.py --against epochs=5 guard_per_rationale=10
+    python bench/round.py --before COMMIT
 
-With `--against` a second round follows, with these settings of the project, and the ratio of both is printed. The
-memory is the most that the tuning process was seen to have resident, twenty times a second.
+With `--against` a second round follows, with these settings of the project, and with `--before` one by the code of an
+earlier commit with the starter of this one; the ratio of the times is printed. The memory is the most that the tuning
+process was seen to have resident, twenty times a second.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -50,6 +53,7 @@ from illume.evaluation.tasks import faithful
 from illume.records import Example
 from tests import judging
 
+ROOT = Path(__file__).resolve().parents[1]
 WORKERS = ([*["beat"]], ["--queues", "model"], ["--queues", "default"])
 LOOK_SECONDS = 0.05
 TOLD = "from the last verdict to its end: "
@@ -90,8 +94,9 @@ def main() -> int:
     parser.add_argument("--critic", choices=["truth", "any"], default="truth", help="any: picks the first candidate")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the project")
     parser.add_argument("--against", nargs="+", metavar="NAME=VALUE", help="settings of a second round")
+    parser.add_argument("--before", metavar="COMMIT", help="an earlier commit that runs a second round")
     options = parser.parse_args()
-    if options.against is not None:
+    if options.against is not None or options.before is not None:
         return compare(options)
     with tempfile.TemporaryDirectory(prefix="illume-bench-") as folder:
         Path(folder).chmod(0o711)
@@ -104,23 +109,42 @@ def main() -> int:
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Run the benchmark twice, each in a process of its own, and print how the times compare."""
-    seconds = []
-    for settings in (options.set, options.against):
-        print(f"\n## settings: {' '.join(settings) or 'those of the demo'}\n", flush=True)
-        command = [sys.executable, __file__, "--picks", str(options.picks), "--critic", options.critic]
-        run = subprocess.Popen(
-            [*command, *(["--set", *settings] if settings else [])], stdout=subprocess.PIPE, text=True
-        )
-        assert run.stdout is not None
-        for line in run.stdout:
-            print(line, end="", flush=True)
-            if line.startswith(TOLD):
-                seconds.append(float(line.removeprefix(TOLD).split()[0]))
-        if run.wait() != 0:
-            return run.returncode
-    print(f"\nthe first round took {seconds[0] / seconds[1]:.2f} times as long as the second")
+    """Run the benchmark here and then otherwise, each time in a process of its own, and print how the times compare."""
+    with tempfile.TemporaryDirectory(prefix="illume-bench-before-") as folder:
+        tree = Path(folder) / "tree"
+        if options.before is None:
+            runs = [(ROOT, options.set, "this working tree"), (ROOT, options.against, "against it")]
+        else:
+            subprocess.run(["git", "worktree", "add", "--detach", str(tree), options.before], cwd=ROOT, check=True)
+            shutil.rmtree(tree / "starter" / "model")
+            shutil.copytree(ROOT / "starter" / "model", tree / "starter" / "model")
+            runs = [(ROOT, options.set, "this working tree"), (tree, [], f"{options.before}, with the same starter")]
+        try:
+            seconds = [run_once(place, settings, name, options) for place, settings, name in runs]
+        finally:
+            if options.before is not None:
+                subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True)
+    print(f"\nthe first one took {seconds[0] / seconds[1]:.2f} times as long as the second")
     return 0
+
+
+def run_once(tree: Path, settings: Sequence[str], name: str, options: argparse.Namespace) -> float:
+    """The seconds from the last verdict to the activated version with the code in `tree`."""
+    print(f"\n## {name}: {' '.join(settings) or 'settings of the demo'}\n", flush=True)
+    command = [sys.executable, str(tree / "bench" / "round.py"), "--picks", str(options.picks)]
+    command += ["--critic", options.critic, *(["--set", *settings] if settings else [])]
+    run = subprocess.Popen(
+        command, cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)}, stdout=subprocess.PIPE, text=True
+    )
+    assert run.stdout is not None
+    found = None
+    for line in run.stdout:
+        print(line, end="", flush=True)
+        if line.startswith(TOLD):
+            found = float(line.removeprefix(TOLD).split()[0])
+    if run.wait() != 0 or found is None:
+        raise SystemExit(f"{name}: the round did not end")
+    return found
 
 
 def read_changes(given: Sequence[str]) -> dict[str, Any]:
