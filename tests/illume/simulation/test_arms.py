@@ -99,6 +99,11 @@ class TestFile:
         assert {one.rounds * one.prompts_per_round for one in found.arms.values()} == {75}
         assert found.common.seeds == 3
 
+    def test_the_file_of_a_round_s_length(self, tmp_path: Path) -> None:
+        found = read_comparison(ROOT / "bench" / "epochs.yaml", ["--out", str(tmp_path / "out")])
+        chosen = [(one.tuning.epochs, one.tuning.guard_per_rationale) for one in found.arms.values()]
+        assert chosen == [(3, 10), (5, 10), (3, 3), (5, 3)]
+
     def test_the_file_of_structured_answers(self, tmp_path: Path) -> None:
         found = read_comparison(ROOT / "bench" / "guard.yaml", ["--out", str(tmp_path / "out")])
         assert {one.task for one in found.arms.values()} == {"guard"}
