@@ -15,6 +15,7 @@ from typing import Any, get_args
 from illume.critics.choosing import count_samples, more_temperatures
 from illume.critics.fitting import FittedCritic
 from illume.critics.rows import JudgedRationale, judged_rationales
+from illume.critics.structured import judged_answers
 from illume.evaluation.critics import (
     Accepted,
     Critic,
@@ -408,7 +409,10 @@ def _judge_without_people(
     sets = {one.example_id: one.candidates for one in rows}
     vlm, folder = sim.models.load_version(None), sim.folder / f"{name}-critic"
     picks = pick_by_help(vlm, sim.data.train, sets, accepted, sim.settings, folder, seed=seed)
-    return [replace(one, picks=picks[one.example_id]) for one in rows]
+    if sim.settings.answer_fields is None:
+        return [replace(one, picks=picks[one.example_id]) for one in rows]
+    gold = {example.id: example.fields for example in sim.data.train}
+    return [replace(one, picks=picks[one.example_id], values=dict(gold[one.example_id])) for one in rows]
 
 
 def add_picks(accepted: Pool, judged: Iterable[Judged], fields: AnswerFields | None = None) -> Pool:
@@ -643,6 +647,15 @@ def run_loop(sim: Simulation, seed: int, base_val: Mapping[str, Any]) -> Loop:
 
 def _judged_rationales(sim: Simulation, past: Sequence[Judged], accepted: Pool) -> list[JudgedRationale]:
     """All verdicts so far, candidate by candidate."""
+    fields = sim.settings.answer_fields
+    if fields is not None:
+        written: dict[str, list[tuple[Values, float | None]]] = {}
+        for one in past:
+            for values, candidate in zip(_read(one), one.candidates, strict=True):
+                if values is not None:
+                    written.setdefault(one.example_id, []).append((values, candidate.mean_logprob))
+        fitting = {name: [json.loads(text) for text in texts] for name, texts in accepted.items()}
+        return judged_answers(sim.data.train, fitting, written, fields, sim.settings.machine_critic)
     logprobs = {
         (one.example_id, candidate.text): candidate.mean_logprob
         for one in past
@@ -666,7 +679,11 @@ def _order_of_sets(sim: Simulation, before: str, past: Sequence[Judged], accepte
 
     def order(examples: Sequence[Example], sets: Sequence[Sequence[Rationale]]) -> Sequence[int]:
         vlm, critic = _fit_before(sim, before, verdicts, seed)
-        return range(len(sets)) if critic is None else order_by_critic(vlm, critic, examples, sets)
+        return (
+            range(len(sets))
+            if critic is None
+            else order_by_critic(vlm, critic, examples, sets, sim.settings.answer_fields)
+        )
 
     return order
 
@@ -683,7 +700,7 @@ def _what_is_shown(
         vlm, critic = _fit_before(sim, before, verdicts, seed)
         if critic is None:
             return [Shown(tuple(one[:k])) for one in sets]
-        return choose_shown(vlm, critic, examples, sets, k, key=(seed, number))
+        return choose_shown(vlm, critic, examples, sets, k, key=(seed, number), fields=sim.settings.answer_fields)
 
     return show
 

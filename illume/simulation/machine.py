@@ -8,6 +8,7 @@ against are always the true ones.
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,9 @@ from illume.critics.fitting import FittedCritic, TooFewVerdictsError, fit_critic
 from illume.critics.quality import choose_threshold, ranking_quality
 from illume.critics.rows import JudgedRationale, assign_halves, permute_labels
 from illume.critics.scoring import score_judged, score_rationales
+from illume.critics.structured import explained_by
 from illume.evaluation.critics import Accepted, rationale_rows
+from illume.fields.definitions import AnswerFields
 from illume.model.vlm import Vlm
 from illume.records import Example, Rationale, TrainingRow, stable_seed
 from illume.settings import CriticSettings, MachineCritic
@@ -106,10 +109,17 @@ def order_by_doubt(sets: Sequence[Sequence[Rationale]]) -> list[int]:
 
 
 def order_by_critic(
-    vlm: Vlm, critic: FittedCritic, examples: Sequence[Example], sets: Sequence[Sequence[Rationale]]
+    vlm: Vlm,
+    critic: FittedCritic,
+    examples: Sequence[Example],
+    sets: Sequence[Sequence[Rationale]],
+    fields: AnswerFields | None = None,
 ) -> list[int]:
-    """The places of candidate sets, those first that the machine critic doubts most (`illume.critics.doubt`)."""
-    scores = iter(_score_sets(vlm, critic, examples, sets))
+    """The places of candidate sets, those first that the machine critic doubts most (`illume.critics.doubt`).
+
+    `fields` are those of structured answers.
+    """
+    scores = iter(_score_sets(vlm, critic, examples, sets, fields))
     doubts = [doubt_of([next(scores) for _ in one], [candidate.mean_logprob for candidate in one]) for one in sets]
     return sorted(range(len(sets)), key=lambda place: -doubts[place])
 
@@ -121,15 +131,32 @@ def _likeliest(candidates: Sequence[Rationale]) -> int:
 
 
 def _score_sets(
-    vlm: Vlm, critic: FittedCritic, examples: Sequence[Example], sets: Sequence[Sequence[Rationale]]
+    vlm: Vlm,
+    critic: FittedCritic,
+    examples: Sequence[Example],
+    sets: Sequence[Sequence[Rationale]],
+    fields: AnswerFields | None = None,
 ) -> list[float]:
-    """The scores of all candidates, set by set; each behind the answer in its prompt."""
+    """The scores of all candidates, set by set; each behind the answer in its prompt. Invalid answers come last."""
     rows = [
-        (replace(example, answer=candidate.answer), candidate.text)
+        _as_explained(example, candidate, fields, critic.settings.kind)
         for example, candidates in zip(examples, sets, strict=True)
         for candidate in candidates
     ]
-    return [one.value(critic.settings) for one in score_rationales(vlm, critic, rows)]
+    rated = score_rationales(vlm, critic, [row for row in rows if row is not None])
+    values = iter([one.value(critic.settings) for one in rated])
+    scores = [None if row is None else next(values) for row in rows]
+    lowest = min((one for one in scores if one is not None), default=0.0)
+    return [lowest - 1.0 if one is None else one for one in scores]
+
+
+def _as_explained(
+    example: Example, candidate: Rationale, fields: AnswerFields | None, kind: MachineCritic
+) -> tuple[Example, str] | None:
+    """The answer and the rationale of a candidate as a machine critic reads them; None of an invalid one."""
+    if fields is None:
+        return replace(example, answer=candidate.answer), candidate.text
+    return None if candidate.invalid is not None else explained_by(example, json.loads(candidate.text), fields, kind)
 
 
 # Which candidates form a set
@@ -143,13 +170,15 @@ def choose_shown(
     k: int,
     *,
     key: Sequence[object],
+    fields: AnswerFields | None = None,
 ) -> list[Shown]:
     """What is shown of sampled candidate sets, `k` candidates each, as `illume.critics.choosing` says.
 
-    One set in ten stays as it would be without a choice. `key` and a prompt's id decide which, and the order.
+    One set in ten stays as it would be without a choice. `key` and a prompt's id decide which, and the order. `fields`
+    are those of structured answers.
     """
     chosen = [not stays_unselected(*key, example.id) for example in examples]
-    rated = iter(_score_sets(vlm, critic, *_of(chosen, examples, sets)))
+    rated = iter(_score_sets(vlm, critic, *_of(chosen, examples, sets), fields))
     shown = []
     for example, candidates, is_chosen in zip(examples, sets, chosen, strict=True):
         if not is_chosen:
@@ -254,12 +283,13 @@ def pick_by_help(
     where none helps. No prompt is rated by the copy that learnt from it. The base is left in `vlm`. Raises
     SimulationError if there are too few pictures.
     """
-    by_id = {example.id: example for example in examples}
+    by_id, fields = {example.id: example for example in examples}, settings.answer_fields
+    valid = {name: [one for one in candidates if one.invalid is None] for name, candidates in sets.items()}
     learnt = [
-        JudgedRationale(by_id[name], text, picked=True)
+        _accepted_as_learnt(by_id[name], text, fields)
         for name in by_id
-        if name in accepted or sets.get(name)
-        for text in accepted.get(name) or (sets[name][_likeliest(sets[name])].text,)
+        if name in accepted or valid.get(name)
+        for text in accepted.get(name) or (valid[name][_likeliest(valid[name])].text,)
     ]
     halves = split_prompts(examples, learnt, seed)
     how = critic_settings(settings, "helpfulness", seed)
@@ -268,10 +298,17 @@ def pick_by_help(
     except TooFewVerdictsError as error:
         raise SimulationError(f"no loop without people: {error}") from error
     names = list(sets)
-    values = iter(_score_sets(vlm, critic, [by_id[name] for name in names], [sets[name] for name in names]))
+    values = iter(_score_sets(vlm, critic, [by_id[name] for name in names], [sets[name] for name in names], fields))
     picks: dict[str, tuple[int, ...]] = {}
     for name in names:
         rated = [next(values) for _ in sets[name]]
         best = max(range(len(rated)), key=lambda place: (rated[place], -place), default=None)
-        picks[name] = (best,) if best is not None and rated[best] > 0 else ()
+        fits = best is not None and rated[best] > 0 and sets[name][best].invalid is None
+        picks[name] = (best,) if best is not None and fits else ()
     return picks
+
+
+def _accepted_as_learnt(example: Example, text: str, fields: AnswerFields | None) -> JudgedRationale:
+    if fields is not None:
+        example, text = explained_by(example, json.loads(text), fields, "helpfulness")
+    return JudgedRationale(example, text, picked=True)

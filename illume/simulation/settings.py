@@ -128,8 +128,8 @@ class SimulationSettings:
             ("next_prompt", self.next_prompt == "critic"),
             ("show_of", self.show_of != 0),
         ):
-            if asked and name.startswith(("machine", "next", "show")) and self.answer_fields is not None:
-                raise SimulationError(f"{name}: machine critics do not read structured answers here")
+            if asked and name == "machine_accepts" and self.answer_fields is not None:
+                raise SimulationError(f"{name}: a machine does not accept structured answers")
             if asked and not self.has_people:
                 raise SimulationError(f"{name}: is for verdicts of people, and the critic helpfulness needs none")
         shown = count_samples(self.candidates.temperatures)
@@ -337,13 +337,21 @@ def read_examples(settings: SimulationSettings) -> list[Example]:
             raise SimulationError(f"{example.id} is no prompt of the task {settings.task}: its metadata must name it")
         if settings.critic == "truth" and found is None:
             raise SimulationError(f"the truth critic cannot judge {example.id}: its metadata holds no scene")
-        if not settings.has_people and (example.answer is None or settings.answer_fields is not None):
+        if not settings.has_people and not _has_gold(example, settings.answer_fields):
             raise SimulationError(f"the critic helpfulness cannot judge {example.id}: it has no gold answer")
         if settings.critic == "rouge" and not example.references:
             raise SimulationError(f"the ROUGE-L critic cannot judge {example.id}: it has no references")
     if not settings.heldout_scenes and not any(example.split == "test" for example in examples):
         raise SimulationError("there are no held-out prompts: neither a test split nor scenes to be made")
     return examples
+
+
+def _has_gold(example: Example, fields: AnswerFields | None) -> bool:
+    """Whether it is known what is right: the answer, or each choice that a structured answer needs."""
+    if fields is None:
+        return example.answer is not None
+    needed = [one.name for one in fields.fields if one.kind == "choice" and one.required]
+    return bool(needed) and all(example.fields.get(name) is not None for name in needed)
 
 
 def load_data(

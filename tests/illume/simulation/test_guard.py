@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from illume.critics.fitting import FittedCritic
+from illume.critics.scoring import CriticScore
 from illume.evaluation.structured import score_answers
 from illume.fields.answers import answer_json, parse_answer
 from illume.fields.policies import Policy
@@ -19,10 +22,11 @@ from illume.guard.policies import FIELDS, make_policy
 from illume.prompts_file import load_prompts
 from illume.records import Example, Rationale
 from illume.scenes.emoji import load_sprites
-from illume.settings import CandidateSettings
+from illume.settings import CandidateSettings, CriticSettings
 from illume.simulation.baselines import make_control_pools, make_reference_pool
 from illume.simulation.command import simulate
 from illume.simulation.loop import Judged, add_picks
+from illume.simulation.machine import choose_shown
 from illume.simulation.options import parser, read_settings
 from illume.simulation.report import report, table
 from illume.simulation.settings import (
@@ -119,6 +123,77 @@ class TestRun:
         for name in ("evaluate_structured", "sample_rationales", "run_job"):
             monkeypatch.setattr(f"illume.simulation.loop.{name}", None)
         assert simulate(guard, run[0], display=quiet()) == run[1]
+
+
+class TestMachine:
+    """A machine critic that reads structured answers: it orders and chooses, or takes the place of people."""
+
+    @pytest.fixture(autouse=True)
+    def _terse(self, emoji: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("illume.scenes.emoji.find_emoji", lambda: emoji)
+        for module in ("simulation.stages", "tuning.round"):
+            monkeypatch.setattr(f"illume.{module}.load_vlm", load_terse)
+
+    def test_it_orders_sets_and_chooses_what_is_shown(
+        self, guard: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rated: list[tuple[Example, str]] = []
+
+        def give(_: object, __: object, rows: Sequence[tuple[Example, str]]) -> list[CriticScore]:
+            rated.extend(rows)
+            return [CriticScore(float(place), 0.0) for place, _row in enumerate(rows)]
+
+        monkeypatch.setattr("illume.simulation.machine.score_rationales", give)
+        asked = replace(guard, rounds=2, controls=(), next_prompt="critic", show_of=5)
+        result = simulate(asked, tmp_path, display=quiet())
+        first, second = result["seeds"]["1"]["rounds"]
+        assert sum(one["judged"] for one in second["selection"].values()) == second["judged"] > 0
+        stages = tmp_path / "stages/seed-1"
+        judged = read_json(stages / "round-2/judging.json")["content"]
+        assert {row["selection"] for row in judged} <= {"selected", "unselected"}
+        assert all(len(row["candidates"]) <= 3 for row in judged)
+        ratings = {answer for example, _text in rated for answer in [str(example.answer).partition(", ")[0]]}
+        assert ratings <= {"Safe", "Unsafe"}
+        assert not any(text.startswith("{") for _example, text in rated), "rationales, not JSON"
+        assert all(example.policy for example, _text in rated)
+        if first["accepted_prompts"] > 1:
+            assert (stages / "round-1/critic/half-1/adapter").is_dir()
+
+    def test_without_people_gold_values_go_with_what_helps(
+        self, guard: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = replace(guard, critic="helpfulness", controls=(), prompts_per_round=4)
+
+        def give(_: object, __: object, rows: Sequence[tuple[Example, str]]) -> list[CriticScore]:
+            gold = {one.id: f"{one.fields['rating']}, {one.fields['category']}" for one, _text in rows}
+            assert all(example.answer == gold[example.id] for example, _text in rows)
+            return [CriticScore(0.0, 1.0) for _row in rows]
+
+        monkeypatch.setattr("illume.simulation.machine.score_rationales", give)
+        simulate(asked, tmp_path, display=quiet())
+        stages = tmp_path / "stages/seed-1"
+        rows = [json.loads(line) for line in (stages / "round-1/train.jsonl").read_text().splitlines()]
+        picked = [row for row in rows if row["rationale"] is not None]
+        assert picked
+        assert all(row["values"] == row["fields"] for row in picked)
+        assert (stages / "round-1/judging-critic/half-1/adapter").is_dir()
+
+    def test_invalid_answers_come_last_and_are_not_rated(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(
+            "illume.simulation.machine.score_rationales",
+            lambda _vlm, _critic, rows: [CriticScore(-float(place), 0.0) for place, _row in enumerate(rows)],
+        )
+        vlm: Any = None
+        critic = FittedCritic(CriticSettings(kind="verifier"), {}, ("a", "b"))
+        sets = [[said("", invalid="cut off"), said("x"), said("y")]]
+        [shown] = choose_shown(vlm, critic, [Example("a", (), "?", None)], sets, 2, key=(0,), fields=FIELDS)
+        assert shown.selection == "selected"
+        assert {one.invalid for one in shown.candidates} == {None, "cut off"}
+        assert said("x") in shown.candidates, "the best, and beside it the lowest"
+
+    def test_a_machine_accepts_none(self, guard: SimulationSettings) -> None:
+        with pytest.raises(SimulationError, match="machine_accepts: a machine does not accept structured answers"):
+            replace(guard, machine_accepts=True)
 
 
 class TestPools:
