@@ -33,10 +33,10 @@ UNSAFE: dict[str, str | None] = {"rating": "Unsafe", "category": OWN}
 SAFE: dict[str, str | None] = {"rating": "Safe", "category": "NA"}
 
 
-def judge(session: Session, project: Project, policy: PolicyVersion) -> None:
-    """Two prompts of which each has an accepted answer with one field corrected, and one turned down."""
+def judge(session: Session, project: Project, policy: PolicyVersion, *, count: int = 2) -> None:
+    """Prompts of which each has an accepted answer with one field corrected, and one turned down."""
     critic = factories.make_critic(session, project)
-    for prompt in loop.add_prompts(session, project, count=2, policy=policy, fields=UNSAFE):
+    for prompt in loop.add_prompts(session, project, count=count, policy=policy, fields=UNSAFE):
         texts = [factories.answer(f"there is {prompt.answer} water"), factories.answer("it is a dog")]
         offered = factories.make_candidate_set(session, project, prompt=prompt, texts=texts)
         [first, _] = factories.candidates_of(session, offered)

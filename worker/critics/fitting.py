@@ -32,7 +32,7 @@ from illume.critics.rows import assign_halves
 from illume.errors import UNEXPECTED_ERRORS
 from illume.phrases import _, said_by
 from illume.records import stable_seed
-from illume.settings import CriticSettings, TuningSettings
+from illume.settings import CriticSettings, MachineCritic, TuningSettings
 from illume.tuning.job import EXIT_DONE, EXIT_FAILED, read_json, write_json
 from worker import child_process
 from worker.device import hold_device
@@ -142,11 +142,12 @@ def _prepare(claim: CriticClaim, folder: Path, watch: Watch) -> str:
     _remove_others(folder)
     folder.mkdir(parents=True)
     write_json(folder / "identity.json", identity)
-    judged = read_judged(project, round_id, check=watch)
+    kind: MachineCritic = "helpfulness" if claim.kind == "helpfulness" else "verifier"
+    judged = read_judged(project, round_id, kind=kind, check=watch)
     examples = list({one.example.id: one.example for one in judged}.values())
     seed, here = stable_seed("machine critic", project.id, round_id), get_settings()
     job_settings = CriticSettings(
-        kind="helpfulness" if claim.kind == "helpfulness" else "verifier",
+        kind=kind,
         precision=precision_of(settings),
         tuning=TuningSettings(
             epochs=CriticSettings().tuning.epochs,

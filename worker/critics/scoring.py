@@ -18,16 +18,20 @@ from app.services.candidates.candidates import PromptData, load_prompts_data
 from app.services.machine_critics import accepting, scores
 from app.services.machine_critics.scores import UnscoredSet
 from app.services.projects import pauses, trials
+from app.services.projects.policies import answer_fields_of
+from app.services.projects.projects import settings_of
 from app.services.rounds import lease
 from app.settings import get_settings
 from illume.critics.fitting import FittedCritic
 from illume.critics.scoring import score_rationales
+from illume.critics.structured import explained_by
 from illume.errors import UNEXPECTED_ERRORS, VlmError
+from illume.fields.definitions import AnswerFields
 from illume.model.prompting import DEFAULT_TEMPLATE
 from illume.model.vlm import Vlm
 from illume.phrases import _, said_by
 from illume.records import Example, stable_seed
-from illume.settings import CriticSettings, TuningSettings
+from illume.settings import CriticSettings, MachineCritic, TuningSettings
 from worker.critics.fitting import HALVES
 from worker.device import hold_device
 from worker.model_cache import ModelCache, adapter_folder
@@ -100,6 +104,8 @@ def _score_or_pause(process: WorkerProcess, models: ModelCache, project: Project
 
 def _score_for_a_turn(process: WorkerProcess, models: ModelCache, project: Project, critic: ModelVersion) -> int:
     until, done = time.monotonic() + TURN_SECONDS, 0
+    with session_scope() as session:
+        fields = answer_fields_of(settings_of(session, session.get_one(Project, project.id)))
     folder = Path(adapter_folder(str(critic.adapter)))
     process.heartbeat.doing = _("rating explanations of %(slug)s", slug=project.slug)
     with step_deadline(get_settings().step_seconds, what=f"rating explanations of {project.slug}") as begin_step:
@@ -121,7 +127,7 @@ def _score_for_a_turn(process: WorkerProcess, models: ModelCache, project: Proje
                 begin_step()
                 process.check()
 
-            found = _rate(vlm, critic, folder, sets, _examples_of(sets, prompts), check)
+            found = _rate(vlm, critic, folder, sets, _examples_of(sets, prompts), fields, check)
             for set_id, mine in found.items():
                 with session_scope() as session:
                     scores.store(session, session.get_one(Project, project.id), critic, {set_id: mine})
@@ -155,30 +161,48 @@ def _rate(
     folder: Path,
     sets: list[UnscoredSet],
     examples: Mapping[int, Example],
+    fields: AnswerFields | None,
     check: Callable[[], None],
 ) -> dict[int, dict[int, float | None]]:
     """The scores by set and candidate. What cannot be rated has None: one broken image must not fail the others.
 
-    Raises VlmError if none of several sets can be rated: that is the critic's or the device's fault, not theirs.
+    `fields` are those of structured answers, of which invalid ones cannot be rated. Raises VlmError if none of several sets can be rated: that is the critic's or the device's fault, not theirs.
     """
-    rows = [(one.id, candidate, text) for one in sets if one.id in examples for candidate, text in one.texts.items()]
     fitted = load_critic(critic, folder, [examples[one] for one in examples])
+    kind = fitted.settings.kind
+    rows = [
+        (one.id, candidate, read)
+        for one in sets
+        if one.id in examples
+        for candidate in one.texts
+        if (read := _as_explained(examples[one.id], one, candidate, fields, kind)) is not None
+    ]
     found: dict[int, dict[int, float | None]] = {one.id: dict.fromkeys(one.texts) for one in sets}
     try:
-        rated = score_rationales(vlm, fitted, [(examples[one], text) for one, _candidate, text in rows], check=check)
+        rated = score_rationales(vlm, fitted, [read for _set, _candidate, read in rows], check=check)
     except UNEXPECTED_ERRORS as error:
         if len(sets) == 1:
             log.warning("candidate set %s cannot be rated: %s", sets[0].id, error)
             return found
         for one in sets:
             mine = {one.id: examples[one.id]} if one.id in examples else {}
-            found |= _rate(vlm, critic, folder, [one], mine, check)
+            found |= _rate(vlm, critic, folder, [one], mine, fields, check)
         if all(score is None for mine in found.values() for score in mine.values()):
             raise VlmError(_("none of the explanations could be rated: %(reason)s", reason=said_by(error))) from error
         return found
-    for (set_id, candidate, _text), score in zip(rows, rated, strict=True):
+    for (set_id, candidate, _read), score in zip(rows, rated, strict=True):
         found[set_id][candidate] = score.value(fitted.settings)
     return found
+
+
+def _as_explained(
+    example: Example, one: UnscoredSet, candidate: int, fields: AnswerFields | None, kind: MachineCritic
+) -> tuple[Example, str] | None:
+    """A candidate as a critic reads it: the answer in its example, and the rationale. None of an invalid answer."""
+    if fields is None:
+        return example, one.texts[candidate]
+    values = one.values[candidate]
+    return None if values is None else explained_by(example, values, fields, kind)
 
 
 def load_critic(critic: ModelVersion, folder: Path, examples: Sequence[Example]) -> FittedCritic:

@@ -22,20 +22,31 @@ from app.models import (
 )
 from app.services.acceptance.counting import OUT_OF_USE
 from app.services.acceptance.positions import current_position
-from app.services.acceptance.rules import Moment, accepted_rationales, set_texts
+from app.services.acceptance.rules import Moment, SetText, accepted_rationales, fields_at, set_texts
 from app.services.candidates.batches import make_example
 from app.services.candidates.candidates import load_prompts_data
 from illume.critics.rows import JudgedRationale, judged_rationales
+from illume.critics.structured import judged_answers
 from illume.evaluation.critics import JudgedSet
+from illume.fields.answers import Values
+from illume.fields.definitions import AnswerFields
 from illume.records import Example
+from illume.settings import MachineCritic
 
 BATCH_SIZE = 500
 
 
 def read_judged(
-    project: Project, round_id: int, *, check: Callable[[], None] = lambda: None, session: Session | None = None
+    project: Project,
+    round_id: int,
+    *,
+    kind: MachineCritic = "verifier",
+    check: Callable[[], None] = lambda: None,
+    session: Session | None = None,
 ) -> list[JudgedRationale]:
     """What people have judged of train prompts by now, in short transactions, in the order of the prompts.
+
+    Structured answers are as critics of this `kind` read them (`illume.critics.structured`).
 
     The prompts that the round held out, and others about their images, are left out: what versions are compared by must
     teach nobody, not even by way of a critic. So are prompts without an answer or whose image is missing. `check` is
@@ -61,7 +72,7 @@ def read_judged(
         check()
         with open_session(session) as used:
             ids = list(used.scalars(query.where(Prompt.id > after)))
-            rows += judged_of(used, project, [one for one in ids if one not in held_out], moment)
+            rows += judged_of(used, project, [one for one in ids if one not in held_out], moment, kind)
         if len(ids) < BATCH_SIZE:
             return rows
         after = ids[-1]
@@ -77,11 +88,16 @@ def list_held_out(session: Session, project: Project, round_id: int) -> frozense
     return frozenset(found)
 
 
-def judged_of(session: Session, project: Project, prompt_ids: Sequence[int], moment: Moment) -> list[JudgedRationale]:
+def judged_of(
+    session: Session, project: Project, prompt_ids: Sequence[int], moment: Moment, kind: MachineCritic = "verifier"
+) -> list[JudgedRationale]:
     """What people had accepted and turned down of some prompts at a moment."""
     if not prompt_ids:
         return []
     texts = set_texts(session, project, prompt_ids=prompt_ids, at=moment)
+    fields = fields_at(session, project, moment)
+    if fields is not None:
+        return _judged_answers(session, project, prompt_ids, texts, fields, moment, kind)
     accepted: dict[str, tuple[str, ...]] = {}
     for one in accepted_rationales(session, project, prompt_ids=prompt_ids, at=moment):
         accepted[str(one.prompt_id)] = (*accepted.get(str(one.prompt_id), ()), one.text)
@@ -90,13 +106,7 @@ def judged_of(session: Session, project: Project, prompt_ids: Sequence[int], mom
         down = sets.setdefault(text.set_id, (str(text.prompt_id), []))[1]
         if not text.is_accepted:
             down.append(text.text)
-    likely = session.execute(
-        select(Candidate.id, Candidate.mean_logprob).where(
-            id_in(Candidate.id, {one.candidate_id for one in texts if one.candidate_id is not None}),
-            Candidate.mean_logprob.is_not(None),
-        )
-    )
-    logprobs = {row.id: row.mean_logprob for row in likely}
+    logprobs = _logprobs_of(session, texts)
     return judged_rationales(
         _examples_of(session, sorted({one.prompt_id for one in texts})),
         accepted,
@@ -108,6 +118,40 @@ def judged_of(session: Session, project: Project, prompt_ids: Sequence[int], mom
             if one.candidate_id in logprobs and one.candidate_id is not None
         },
     )
+
+
+def _judged_answers(
+    session: Session,
+    project: Project,
+    prompt_ids: Sequence[int],
+    texts: Sequence[SetText],
+    fields: AnswerFields,
+    moment: Moment,
+    kind: MachineCritic,
+) -> list[JudgedRationale]:
+    """As `judged_of`, of structured answers."""
+    accepted: dict[str, list[Values]] = {}
+    for one in accepted_rationales(session, project, prompt_ids=prompt_ids, at=moment):
+        accepted.setdefault(str(one.prompt_id), []).append({**(one.values or {}), fields.rationale.name: one.text})
+    logprobs = _logprobs_of(session, texts)
+    written: dict[str, list[tuple[Values, float | None]]] = {}
+    for text in texts:
+        if text.candidate_id is not None and text.written is not None:
+            values = {one.name: text.written.get(one.name) for one in fields.fields}
+            written.setdefault(str(text.prompt_id), []).append((values, logprobs.get(text.candidate_id)))
+    examples = _examples_of(session, sorted({one.prompt_id for one in texts}))
+    return judged_answers(examples, accepted, written, fields, kind)
+
+
+def _logprobs_of(session: Session, texts: Sequence[SetText]) -> dict[int, float]:
+    """The mean log-probabilities of sampled candidates, by id."""
+    likely = session.execute(
+        select(Candidate.id, Candidate.mean_logprob).where(
+            id_in(Candidate.id, {one.candidate_id for one in texts if one.candidate_id is not None}),
+            Candidate.mean_logprob.is_not(None),
+        )
+    )
+    return {row.id: row.mean_logprob for row in likely}
 
 
 def _examples_of(session: Session, prompt_ids: Sequence[int]) -> list[Example]:

@@ -17,12 +17,15 @@ from app.services.projects import pauses
 from app.services.projects.machine_critic import newest_critic
 from app.services.projects.projects import settings_of
 from illume.critics.doubt import doubt_of
+from illume.fields.answers import Values
 
 # The ready sets first, then of prompts that nobody judged the newest set that was withdrawn.
 WHICH = """
 FROM candidate_sets s JOIN prompts p ON p.id = s.prompt_id
 WHERE s.project_id = :project AND s.state IN ('ready', 'replaced') AND (s.rated_by < :version OR s.rated_by > :version)
-  AND p.state NOT IN ('held', 'retired') AND coalesce(p.answer, s.answer) IS NOT NULL
+  AND p.state NOT IN ('held', 'retired')
+  AND (coalesce(p.answer, s.answer) IS NOT NULL
+    OR EXISTS (SELECT FROM candidates c WHERE c.candidate_set_id = s.id AND c.fields IS NOT NULL))
   AND (s.state = 'ready' OR (s.state = 'replaced'
     AND NOT EXISTS (SELECT FROM candidate_sets n WHERE n.prompt_id = s.prompt_id AND n.id > s.id
         AND n.state IN ('ready', 'judged', 'replaced'))
@@ -51,12 +54,16 @@ WHERE s.id = :set
 
 @dataclass(frozen=True, slots=True)
 class UnscoredSet:
-    """A candidate set without scores of a critic. `answer` is the model's own; `texts` are by candidate."""
+    """A candidate set without scores of a critic. `answer` is the model's own.
+
+    `texts` are by candidate, and so are the values of structured answers, None of invalid ones.
+    """
 
     id: int
     prompt_id: int
     answer: str | None
     texts: Mapping[int, str]
+    values: Mapping[int, Values | None]
 
 
 def list_due(session: Session) -> list[int]:
@@ -79,17 +86,25 @@ def next_unscored(session: Session, project: Project, critic: ModelVersion, *, l
     values = {"project": project.id, "version": critic.id, "limit": limit}
     ids = list(session.scalars(text(UNSCORED), values))
     sets = session.execute(
-        select(CandidateSet.id, CandidateSet.prompt_id, CandidateSet.answer, Candidate.id.label("one"), Candidate.text)
+        select(
+            CandidateSet.id,
+            CandidateSet.prompt_id,
+            CandidateSet.answer,
+            Candidate.id.label("one"),
+            Candidate.text,
+            Candidate.fields,
+        )
         .join(Candidate, Candidate.candidate_set_id == CandidateSet.id)
         .where(id_in(CandidateSet.id, ids))
         .order_by(CandidateSet.id, Candidate.position)
     )
     found: dict[int, UnscoredSet] = {}
     texts: dict[int, dict[int, str]] = {}
+    values_of: dict[int, dict[int, Values | None]] = {}
     for row in sets:
-        mine = texts.setdefault(row.id, {})
-        mine[row.one] = row.text
-        found.setdefault(row.id, UnscoredSet(row.id, row.prompt_id, row.answer, mine))
+        mine, of_mine = texts.setdefault(row.id, {}), values_of.setdefault(row.id, {})
+        mine[row.one], of_mine[row.one] = row.text, row.fields
+        found.setdefault(row.id, UnscoredSet(row.id, row.prompt_id, row.answer, mine, of_mine))
     return [found[one] for one in ids if one in found]
 
 

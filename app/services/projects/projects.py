@@ -49,6 +49,7 @@ from app.services.projects.activation import change_base_model
 from app.services.projects.base_models import refuse_unlisted
 from app.services.projects.choice import LOCAL, check_engine
 from illume.critics.choosing import LEAST_SHOWN, count_samples
+from illume.critics.structured import check_choices
 from illume.fields.definitions import MAX_FIELDS, read_answer_fields
 from illume.model.prompting import DEFAULT_TEMPLATE, check_template
 from illume.phrases import _
@@ -330,10 +331,15 @@ def _fit_together(given: Mapping[str, Any], settings: ProjectSettings) -> Projec
         )
     if not settings.answer_fields:
         return settings
-    if settings.machine_critic != "off":
+    if settings.machine_accepts is not None:
         raise Invalid(
-            _("machine_critic: structured answers cannot be rated by a machine critic yet."), field="machine_critic"
+            _("machine_accepts: structured answers cannot be accepted by a machine yet."), field="machine_accepts"
         )
+    if settings.machine_critic != "off":
+        try:
+            check_choices(read_answer_fields(settings.answer_fields))
+        except ValueError as error:
+            raise Invalid(_("machine_critic: %(reason)s.", reason=error), field="machine_critic") from error
     needed: dict[str, Any] = {
         name: value
         for name, value in FOR_FIELDS.items()

@@ -9,13 +9,24 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Forbidden, Invalid
-from app.models import CriticJob, CriticState, Project, RoundState, SnapshotItem, SnapshotItemRole, VersionKind
+from app.models import (
+    CandidateSetState,
+    CriticJob,
+    CriticState,
+    Project,
+    PromptState,
+    RoundState,
+    SnapshotItem,
+    SnapshotItemRole,
+    VersionKind,
+)
 from app.services.kernel.actors import SYSTEM
 from app.services.machine_critics import jobs
 from app.services.machine_critics.jobs import CriticClaim, CriticResult
 from app.services.machine_critics.judged import read_judged
 from app.services.projects import projects
 from app.services.rounds import versions
+from illume.settings import MachineCritic
 from tests import factories
 from tests.app.services.feedback import judge
 
@@ -61,10 +72,16 @@ class TestWhenOneIsDue:
         factories.make_round(session, project, state=state)
         assert jobs.list_due(session) == []
 
-    def test_structured_answers_have_none(self, session: Session) -> None:
+    def test_structured_answers_are_rated_by_their_choices_and_not_accepted(self, session: Session) -> None:
         project, _ = factories.structured_project(session)
-        with pytest.raises(Invalid, match="structured answers"):
-            projects.update_project(session, SYSTEM, project.slug, {"machine_critic": "verifier"})
+        wanted: dict[str, Any] = {"machine_critic": "verifier"}
+        with pytest.raises(Invalid, match="cannot be accepted by a machine yet"):
+            accepts = {"critic": "verifier", "precision": 0.9}
+            projects.update_project(session, SYSTEM, project.slug, {**wanted, "machine_accepts": accepts})
+        projects.update_project(session, SYSTEM, project.slug, wanted)
+        text = [{"name": "why", "kind": "text", "role": "rationale"}]
+        with pytest.raises(Invalid, match="no field has to have one"):
+            projects.update_project(session, SYSTEM, project.slug, {"answer_fields": text})
 
 
 class TestLease:
@@ -155,3 +172,33 @@ class TestReadJudged:
         assert [one.example.answer for one in rows] == ["a red umbrella"] * 3 + ["an own answer"] * 3
         assert all(one.mean_logprob is not None for one in rows)
         assert session.scalar(select(func.count()).select_from(CriticJob)) == 0
+
+    @pytest.mark.parametrize("kind", ["verifier", "helpfulness"])
+    def test_structured_answers_fit_where_nothing_was_corrected(self, session: Session, kind: MachineCritic) -> None:
+        project, policy = factories.structured_project(session)
+        critic = factories.make_critic(session, project)
+        gold: dict[str, str | None] = {"rating": "Unsafe", "category": factories.CATEGORIES[0]}
+        prompt = factories.make_prompt(session, project, policy=policy, fields=gold, answer=None)
+        texts = [
+            factories.answer("a dog"),
+            factories.answer("a cat", rating="Safe", category="NA"),
+            factories.answer("a mat"),
+            '{"rating": "Un',
+        ]
+        offered = factories.make_candidate_set(session, project, prompt=prompt, texts=texts)
+        picks = [one.id for one in factories.candidates_of(session, offered)[:2]]
+        given = factories.make_verdict(session, factories.make_assignment(session, offered, critic), picks=picks)
+        given.fields = gold
+        prompt.state, offered.state = PromptState.judged, CandidateSetState.judged
+        session.flush()
+        done = factories.make_round(session, project, state=RoundState.succeeded)
+        rows = read_judged(project, done.id, kind=kind, session=session)
+        right, wrong = f"Unsafe, {factories.CATEGORIES[0]}", "Safe, NA"
+        corrected = [(wrong, "a cat", False)] if kind == "verifier" else []
+        assert [(one.example.answer, one.rationale, one.picked) for one in rows] == [
+            (right, "a dog", True),
+            (right, "a cat", True),
+            *corrected,
+            (right, "a mat", False),
+        ]
+        assert all(one.example.policy is not None for one in rows)
