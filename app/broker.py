@@ -106,7 +106,12 @@ def connect(url: str, *, seconds: float) -> Redis:
 
 
 def reason_of(error: Exception) -> str:
-    """What went wrong. Where no sentinel knows the server, each client's description would follow, at length."""
+    """What went wrong. Where no sentinel knows the server, each client's description would follow, at length.
+
+    A server that wants a password answers a client without one in words of its protocol.
+    """
+    if "NOAUTH" in str(error) or "HELLO must be called with the client already authenticated" in str(error):
+        return "Redis asks for a password: redis://:PASSWORD@HOST:6379/0"
     return str(error).partition(" : <")[0]
 
 

@@ -18,6 +18,7 @@ from app import queue
 from app.processes.log_lines import keep_lines_whole
 from app.services.kernel.store import StoreMisnamed, check_store_url
 from app.settings import get_settings
+from illume.phrases import _
 from illume.tuning.accelerate_file import check_accelerate_file
 from illume.tuning.job import JobError
 from worker.celery_app import make_celery, stop_on_shutdown
@@ -60,24 +61,32 @@ def run_worker(queues: tuple[str, ...], log_level: str) -> int:
     except StoreMisnamed as error:
         sys.stderr.write(f"{error}.\n")
         return 2
-    device = ""
-    if queue.MODEL_QUEUE in queues:
-        if problem := _model_problem():
-            sys.stderr.write(problem + "\n")
-            return 2
-        device = _device()
-    process = make_process(queues, device=device)
+    process = make_process(queues)
     try:
         _wait_for_database(process)
     except OperationalError as error:
         sys.stderr.write(f"The database cannot be reached: {error.orig}\n")
         return 1
+    process.heartbeat.doing = _("starting")
+    process.heartbeat.start()  # before torch is loaded, which takes long on a busy machine: pages show who is coming
+    try:
+        return _serve(process, queues, log_level)
+    finally:
+        process.heartbeat.stop()
+
+
+def _serve(process: WorkerProcess, queues: tuple[str, ...], log_level: str) -> int:
+    if queue.MODEL_QUEUE in queues:
+        if problem := _model_problem():
+            sys.stderr.write(problem + "\n")
+            return 2
+        process.device = process.heartbeat.device = _device()
+    process.heartbeat.doing = ""
     # Celery warns about pickled messages when run as root; our messages are JSON.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     log_warnings_only("celery.worker.strategy", "celery.worker.request", "celery.app.trace")
     celery = make_celery(process)
     stop_on_shutdown(process)
-    process.heartbeat.start()
     queue.send_now(queue.SWEEP)
     try:
         worker = celery.Worker(
@@ -96,7 +105,6 @@ def run_worker(queues: tuple[str, ...], log_level: str) -> int:
     finally:
         process.stop.set()
         process.join_background(STOP_SECONDS)
-        process.heartbeat.stop()
 
 
 def log_warnings_only(*names: str) -> None:

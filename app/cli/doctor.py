@@ -92,6 +92,7 @@ def examine(settings: Settings, *, processes: int = 1, models: bool = True) -> I
         lambda: check_store(settings),
         lambda: check_database(settings),
         lambda: check_migrations(settings),
+        lambda: check_pictures(settings),
         lambda: check_connections(settings, processes),
         lambda: check_broker(settings),
         lambda: check_public_url(settings),
@@ -187,6 +188,29 @@ def check_migrations(settings: Settings) -> Finding:
             return Finding("migrations", False, f"{detail}. {obstacle.reason}", remedy)
         return Finding("migrations", False, detail, "Run `illume db upgrade`.")
     return Finding("migrations", True, f"at {found}")
+
+
+def check_pictures(settings: Settings) -> Finding:
+    """Whether the store has the picture that the database heard of last: machines that work together share one."""
+    try:
+        with psycopg.connect(engine.libpq_url(settings.database_url), connect_timeout=3) as connection:
+            row = connection.execute("SELECT sha256 FROM images ORDER BY created_at DESC LIMIT 1").fetchone()
+    except (psycopg.Error, ValueError):
+        return Finding("pictures", False, "unknown until the database has its tables", "Fix the database first.")
+    if row is None:
+        return Finding("pictures", True, "none yet")
+    try:
+        is_there = Store(settings.store).has(str(row[0]))
+    except (StoreAway, StoreMisnamed, OSError):
+        return Finding("pictures", False, "unknown until the store answers", "Fix the store first.")
+    if not is_there:
+        return Finding(
+            "pictures",
+            False,
+            f"the store {redacted(settings.store)} lacks the newest picture of this database",
+            "Set ILLUME_STORE_URL to the folder or bucket that the other machines use, or mount that folder here.",
+        )
+    return Finding("pictures", True, "the newest one of the database is in the store")
 
 
 def check_connections(settings: Settings, processes: int) -> Finding:

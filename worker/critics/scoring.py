@@ -166,7 +166,8 @@ def _rate(
 ) -> dict[int, dict[int, float | None]]:
     """The scores by set and candidate. What cannot be rated has None: one broken image must not fail the others.
 
-    `fields` are those of structured answers, of which invalid ones cannot be rated. Raises VlmError if none of several sets can be rated: that is the critic's or the device's fault, not theirs.
+    `fields` are those of structured answers, of which invalid ones cannot be rated. Raises VlmError if none of several
+    sets can be rated: that is the critic's or the device's fault, not theirs.
     """
     fitted = load_critic(critic, folder, [examples[one] for one in examples])
     kind = fitted.settings.kind

@@ -16,6 +16,7 @@ from typing import Literal
 
 import click
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import BaseModel, ConfigDict
 
 from app.cli.files import table_data
@@ -23,7 +24,7 @@ from app.cli.files.table_data import DatabaseData, Number
 from app.cli.terminal import FilePath, Say, data_dir_option, prepared, say
 from app.db.engine import libpq_url
 from app.processes.connect import Refused
-from app.services.kernel.store import KEY_FORM
+from app.services.kernel.store import KEY_FORM, redacted
 from app.settings import Settings
 from illume.files import replace_file
 
@@ -50,10 +51,17 @@ def backup_command(out: Path | None, *, replace: bool) -> None:
     target = out or Path(time.strftime("illume-backup-%Y%m%d-%H%M%S.tar"))
     refuse_existing(target, replace=replace)
     with prepared() as settings:
+        say(f"Backing up the database {database_name(settings)} and the store {redacted(settings.store)}.")
         made = backup(settings, target.absolute(), say=say)
     say(f"Wrote {target}: the database and {made.objects} stored objects.")
     if not made.store:
         say("The store is a bucket, and not in this file: back it up with your provider's tools.")
+
+
+def database_name(settings: Settings) -> str:
+    """What the database is called and where it is, without passwords."""
+    found = conninfo_to_dict(libpq_url(settings.database_url))
+    return f"{found.get('dbname', '')} at {found.get('host') or 'localhost'}"
 
 
 def refuse_existing(target: Path, *, replace: bool) -> None:

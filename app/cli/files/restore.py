@@ -96,7 +96,7 @@ def restore(settings: Settings, source: Path, *, replace: bool, say: Say = silen
             refuse_few_rights(settings)
             add_objects(tar, settings, summary, say)
             unpack_rows(tar, summary, Path(folder))
-            loading = sometimes(say, "The database: loading ")
+            loading = sometimes(say, "The database: loading the rows of ")
             replace_database(settings.database_url, summary.database, Path(folder), progress=loading)
             keep_secret(tar, settings)
     except (OSError, tarfile.TarError, EOFError, ValueError) as error:

@@ -101,9 +101,13 @@ def make_example(prompt: PromptData, *, language: str = "") -> Example:
     cache = get_settings().data_dir / "cache" / "images"
     if not prompt.images:
         raise NotFound(_("The prompt has no image."))
+    try:
+        images = tuple(str(get_store().local_path(sha256, cache)) for sha256 in prompt.images)
+    except NotFound as error:
+        raise NotFound(_("An image is missing in the store that this machine uses (ILLUME_STORE_URL).")) from error
     return Example(
         id=str(prompt.id),
-        images=tuple(str(get_store().local_path(sha256, cache)) for sha256 in prompt.images),
+        images=images,
         question=join_texts(prompt.parts) if prompt.parts else prompt.question,
         answer=prompt.answer,
         references=prompt.references,

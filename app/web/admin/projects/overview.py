@@ -445,7 +445,11 @@ def make_stations(
                 else _("up to %(number)s kept ready", number=settings.pool_target),
             ),
             lit=lit == "candidates",
-            lit_label=pgettext("explanations", "being written"),
+            lit_label=(
+                pgettext("explanations", "being written")
+                if supply.state in SUPPLY_SENTENCES
+                else pgettext("explanations", "missing")
+            ),
             bar=min(claimable, settings.pool_target),
             bar_max=settings.pool_target,
         ),
