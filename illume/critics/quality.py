@@ -109,6 +109,10 @@ class Threshold:
     reason: str = ""
     too_few: bool = False
 
+    def holds(self, precision: float) -> bool:
+        """Whether it is that right also on the verdicts that it was not chosen on."""
+        return self.shown is not None and self.shown.mean >= precision
+
 
 def choose_threshold(
     scores: Sequence[float], judged: Sequence[JudgedRationale], settings: CriticSettings, *, seed: int = 0

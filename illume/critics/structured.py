@@ -1,7 +1,7 @@
 """Structured answers as machine critics read them: the chosen values in place of the answer, and the rationale.
 
-`helpfulness` reads the rationale and looks for the gold values, where the prompt has them; `verifier` reads the values of
-the answer itself, so that a right rationale beside a wrong value does not fit. No torch.
+`helpfulness` reads the rationale and looks for the gold values, where the prompt has them. `verifier` reads the values
+of the answer itself, so that a right rationale beside a wrong value does not fit. No torch.
 """
 
 from __future__ import annotations

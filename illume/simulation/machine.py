@@ -235,8 +235,8 @@ def accept_by_machine(
 ) -> MachineRows:
     """Accepts the best candidate of each sampled set whose score is at least a threshold.
 
-    The threshold is chosen on half of the judged prompts and its precision shown on the other
-    (`illume.critics.quality.choose_threshold`). `sample` samples sets of prompts that nobody judged; it is called only
+    The threshold is chosen on half of the judged prompts and its precision shown on the other, where it has to be high
+    enough too (`illume.critics.quality.choose_threshold`). `sample` samples sets of prompts that nobody judged; it is called only
     if something can be accepted. `right` says which candidates a person without mistakes would have picked, for the
     report alone. The base is left in `vlm`, or what `sample` leaves there.
     """
@@ -249,6 +249,9 @@ def accept_by_machine(
     report |= asdict(threshold) | {"quality": None if quality is None else asdict(quality)}
     if threshold.score is None:
         return MachineRows({}, report)
+    if not threshold.holds(machine.critic.settings.precision):
+        reason = "too few of those it would accept were picked, among verdicts that the score was not chosen on"
+        return MachineRows({}, report | {"reason": reason})
     examples, sets = sample()
     values = iter(_score_sets(vlm, machine.critic, examples, sets))
     accepted: dict[str, tuple[str, ...]] = {}

@@ -158,3 +158,14 @@ def test_an_account_with_special_characters_in_its_password(account: str, monkey
             message = connection.SimpleQueue(queue.DEFAULT_QUEUE).get(timeout=2)
             message.ack()
             assert message.headers["task"] == queue.SWEEP
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "HELLO must be called with the client already authenticated, otherwise the HELLO AUTH option",
+        "NOAUTH Authentication required.",
+    ],
+)
+def test_a_broker_that_wants_a_password_says_so(said: str) -> None:
+    assert broker.reason_of(redis.AuthenticationError(said)).startswith("Redis asks for a password")

@@ -123,7 +123,7 @@ class TestFillPool:
         assert sorted(states(project_id)) == ["failed", "ready", "ready", "ready"]
         [failed] = [one for one in loop.sets_now(project_id) if one.state == "failed"]
         assert failed.prompt_id == broken.id
-        assert failed.error == "There is no such object in the store."
+        assert failed.error == "An image is missing in the store that this machine uses (ILLUME_STORE_URL)."
 
     def test_lets_a_waiting_round_go_first(self, process: WorkerProcess, models: ModelCache, base: Path) -> None:
         project_id, _ = loop.project_with_a_round(base)

@@ -203,7 +203,9 @@ class TestRunNextRound:
         done = loop.round_now(round_id)
         assert (done.state, done.error) == (RoundState.succeeded, None)
         left_out = {(entry["role"], entry["prompt"]): entry["reason"] for entry in done.metrics["left_out"]}
-        assert left_out["val", str(lost.id)] == "There is no such object in the store."
+        assert left_out["val", str(lost.id)] == (
+            "An image is missing in the store that this machine uses (ILLUME_STORE_URL)."
+        )
         # The judged prompts show the same images.
         assert {role for role, _ in left_out} == {"val", "guard", "rationale"}
         assert all("cannot be read" in reason for (role, _), reason in left_out.items() if role != "val")

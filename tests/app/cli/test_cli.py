@@ -31,8 +31,9 @@ from app.cli import round as tuning_round
 from app.models import Project, Role, Round, RoundState, Split
 from app.processes.connect import forget_settings
 from app.processes.embedded import SERVICES_FILE, free_port
+from app.services.kernel.store import Store
 from app.services.rounds.rounds import RoundPreview
-from app.settings import ROOT, Settings
+from app.settings import ROOT, Settings, get_settings
 from app.web.words import round_words
 from illume.end_with_parent import signal_on_parent_end
 from tests import factories as make
@@ -660,7 +661,7 @@ class TestDoctor:
         done = run("doctor", "--skip-model")
         assert done.returncode == 0, done.stdout
         checked = [line[9:].split(":")[0] for line in done.stdout.splitlines()]
-        services = ["database", "migrations", "connections", "broker"]
+        services = ["database", "migrations", "pictures", "connections", "broker"]
         assert checked == ["data directory", "store", *services, "public URL", "web process"]
 
     @pytest.mark.parametrize(
@@ -725,6 +726,18 @@ class TestDoctor:
         assert doctor.check_store(here).ok
         assert list(tmp_path.rglob("*")) == [tmp_path / "store"]
 
+    def test_a_store_of_another_installation_is_noticed(self, committed_db: CommittedDatabase, tmp_path: Path) -> None:
+        here = get_settings().model_copy(update={"store_url": str(tmp_path / "store")})
+        assert doctor.check_pictures(here).detail == "none yet"
+        data = make.image_bytes()
+        with committed_db.sessions.begin() as session:
+            make.make_image(session, data)
+        found = doctor.check_pictures(here)
+        assert (found.ok, "lacks the newest picture" in found.detail) == (False, True)
+        assert found.remedy.startswith("Set ILLUME_STORE_URL")
+        Store(here.store).put_bytes(data)
+        assert doctor.check_pictures(here).ok
+
     def test_it_shows_the_public_url(self) -> None:
         url = "https://illume.example.org"
         found = doctor.check_public_url(Settings(public_url=url))
@@ -739,5 +752,5 @@ class TestDoctor:
         done = run("doctor", "--skip-model", "--workers", "9", ILLUME_DATABASE_URL=none, ILLUME_REDIS_URL=away)
         assert done.returncode == 1
         problems = [line for line in done.stdout.splitlines() if line.startswith("PROBLEM")]
-        assert [line[9:].split(":")[0] for line in problems] == ["migrations", "connections", "broker"]
+        assert [line[9:].split(":")[0] for line in problems] == ["migrations", "pictures", "connections", "broker"]
         assert "Run `illume db upgrade`." in done.stdout

@@ -15,6 +15,7 @@ from illume.critics.fitting import FittedCritic
 from illume.critics.quality import Threshold
 from illume.critics.rows import JudgedRationale
 from illume.critics.scoring import CriticScore
+from illume.evaluation.metrics import Interval
 from illume.records import Example, Rationale, Verdict
 from illume.settings import CandidateSettings, CriticSettings
 from illume.simulation import loop, machine
@@ -136,6 +137,16 @@ class TestAccepting:
         nothing = accept_by_machine(None, Machine(None, "why"), [], self.fail, right=lambda *_: (), seed=1)  # type: ignore[arg-type]
         assert (nothing.accepted, nothing.report["reason"]) == ({}, "why")
 
+    @pytest.mark.parametrize("shown", [None, Interval(0.85, 0.8, 0.95, 40)])
+    def test_a_score_that_does_worse_on_other_verdicts_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch, shown: Interval | None
+    ) -> None:
+        found_out = Threshold(1.0, Interval(1.0, 0.95, 1.0, 90), shown)
+        monkeypatch.setattr(machine, "choose_threshold", lambda *_, **__: found_out)
+        found = self.accept(monkeypatch, 200, [])
+        assert found.accepted == {}
+        assert "among verdicts that the score was not chosen on" in found.report["reason"]
+
     def fail(self) -> tuple[list[Example], list[list[Rationale]]]:
         raise AssertionError
 
@@ -161,7 +172,9 @@ def accepting(
     out = tmp_path_factory.mktemp("accepting")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(loop, "make_critic", lambda _: pick_first)
-        patched.setattr(machine, "choose_threshold", lambda *_, **__: Threshold(-99.0, None, None))
+        patched.setattr(
+            machine, "choose_threshold", lambda *_, **__: Threshold(-99.0, None, Interval(1.0, 1.0, 1.0, 9))
+        )
         return asked, out, simulate(asked, out, display=quiet())
 
 

@@ -75,8 +75,8 @@ class TestWhenOneIsDue:
     def test_structured_answers_are_rated_by_their_choices_and_not_accepted(self, session: Session) -> None:
         project, _ = factories.structured_project(session)
         wanted: dict[str, Any] = {"machine_critic": "verifier"}
+        accepts = {"critic": "verifier", "precision": 0.9}
         with pytest.raises(Invalid, match="cannot be accepted by a machine yet"):
-            accepts = {"critic": "verifier", "precision": 0.9}
             projects.update_project(session, SYSTEM, project.slug, {**wanted, "machine_accepts": accepts})
         projects.update_project(session, SYSTEM, project.slug, wanted)
         text = [{"name": "why", "kind": "text", "role": "rationale"}]
