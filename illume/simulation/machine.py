@@ -236,9 +236,9 @@ def accept_by_machine(
     """Accepts the best candidate of each sampled set whose score is at least a threshold.
 
     The threshold is chosen on half of the judged prompts and its precision shown on the other, where it has to be high
-    enough too (`illume.critics.quality.choose_threshold`). `sample` samples sets of prompts that nobody judged; it is called only
-    if something can be accepted. `right` says which candidates a person without mistakes would have picked, for the
-    report alone. The base is left in `vlm`, or what `sample` leaves there.
+    enough too (`illume.critics.quality.choose_threshold`). `sample` samples sets of prompts that nobody judged; it is
+    called only if something can be accepted. `right` says which candidates a person without mistakes would have picked,
+    for the report alone. The base is left in `vlm`, or what `sample` leaves there.
     """
     report: dict[str, Any] = {"verdicts": len(judged), "accepted": 0, "right": 0, "reason": machine.reason}
     if machine.critic is None:
