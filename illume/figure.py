@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 3.4, 3.6
 """Inches of one panel with its legend."""
 
+PADDING = 0.08
+"""Inches around all that is drawn: the layout leaves less room for numbers beside an axis than they take."""
+
 COLOURS = ("#0b62a4", "#c2410c", "#3f7d20", "#7a4fa3", "#6b7280", "#b45309", "#0f766e", "#be185d")
 """Told apart by people who see colours differently too; lines also differ in their dashes."""
 
@@ -66,7 +69,8 @@ def draw(panels: Sequence[Panel], *, title: str) -> str:
         for axes, panel in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             _draw_panel(axes, panel)
         content = io.StringIO()
-        drawn.savefig(content, format="svg", metadata={"Title": title, "Date": None, "Creator": None})
+        metadata = {"Title": title, "Date": None, "Creator": None}
+        drawn.savefig(content, format="svg", metadata=metadata, bbox_inches="tight", pad_inches=PADDING)
     return content.getvalue()
 
 
