@@ -116,13 +116,13 @@ class ImportFile:
         if isinstance(named, dict):
             data, path = named.get("bytes"), named.get("path")
             if isinstance(data, bytes | bytearray):
-                return self._decoded(lambda: self._reencode(bytes(data), str(path or "the image")), key=None, name=path)
+                return self._decoded(lambda: self._reencode(bytes(data), str(path or "")), key=None, name=path)
             named = path if isinstance(path, str) and self._has(path) else named.get("sha256") or path
             if named is None:
                 raise Invalid(_("The image has neither bytes nor a path."), field="images")
         if isinstance(named, bytes | bytearray):
             content = bytes(named)
-            return self._decoded(lambda: self._reencode(content, "the image"), key=None)
+            return self._decoded(lambda: self._reencode(content, ""), key=None)
         name = str(named) if isinstance(named, int) and not isinstance(named, bool) else named
         if not isinstance(name, str) or KEY_FORM.fullmatch(name):
             return name
@@ -167,7 +167,7 @@ class ImportFile:
 
 @contextlib.contextmanager
 def about(name: str) -> Iterator[None]:
-    """Say which image is wrong."""
+    """Say which image is wrong, if it has a name."""
     try:
         yield
     except (Invalid, TooLarge) as error:
@@ -177,7 +177,7 @@ def about(name: str) -> Iterator[None]:
         if isinstance(error, TooManyPixels):
             detail = followed_by(detail, _("The import can scale such images down."))
         kind = TooLarge if isinstance(error, TooLarge) else Invalid
-        if name[:100] not in detail:
+        if name[:100] not in detail:  # the empty name is in every text
             detail = _("%(name)s: %(sentence)s", name=name[:100], sentence=detail)
         raise kind(detail, field="images") from error
 
