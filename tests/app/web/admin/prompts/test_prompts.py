@@ -177,8 +177,8 @@ class TestForms:
         assert '<option value="Unsafe" selected>' in page
         changed = {**given, "policy": str(shorter.id), "gold-0": "", "gold-1": ""}
         assert browser.post(f"{base}/{prompt.id}/edit", changed).status_code == 303
-        session.expire_all()
-        assert (prompt.policy_version_id, prompt.fields) == (shorter.id, None)
+        stored = session.execute(select(Prompt.policy_version_id, Prompt.fields)).one()
+        assert tuple(stored) == (shorter.id, None)
         factories.make_policy(session, project, "Shorter rules", O1="strict")
         kept = browser.get(f"{base}/{prompt.id}/edit").text
         assert f'<option value="{shorter.id}" selected>Shorter rules, version 1</option>' in kept
