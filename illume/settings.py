@@ -118,7 +118,7 @@ class TuningSettings:
     __pydantic_config__: ClassVar[ConfigDict] = KNOWN_FIELDS_ONLY
 
     learning_rate: Annotated[float, Positive] = 1e-3
-    epochs: Annotated[int, Positive] = 3
+    epochs: Annotated[int, Positive] = 5
     batch_size: Annotated[int, Positive] = 32  # sequences an optimiser step, over all processes
     micro_batch_size: Annotated[int, Positive] = 32  # sequences a forward pass: smaller ones accumulate gradients
     lora_r: Annotated[int, Positive] = 16
@@ -170,7 +170,7 @@ class CriticSettings:
     ranks_blank: bool = True  # helpfulness: rank by the gain with blank pictures
     precision: Annotated[float, Share] = 0.9  # that what a machine accepts has at least
     least_verdicts: Annotated[int, Positive] = 40  # on candidates, in each part, before a machine may accept anything
-    tuning: TuningSettings = field(default_factory=TuningSettings)
+    tuning: TuningSettings = field(default_factory=lambda: TuningSettings(epochs=3))
 
 
 MACHINE_WEIGHT = 0.5

@@ -91,7 +91,7 @@ class SimulationSettings:
     machine_least_verdicts: int = CRITIC.least_verdicts  # on candidates, in each part, before it accepts anything
     template: str = DEFAULT_TEMPLATE
     candidates: CandidateSettings = field(default_factory=CandidateSettings)
-    tuning: TuningSettings = field(default_factory=TuningSettings)
+    tuning: TuningSettings = field(default_factory=lambda: TuningSettings(epochs=3))
 
     def __post_init__(self) -> None:
         """Raises SimulationError naming the setting that is out of range."""

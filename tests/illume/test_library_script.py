@@ -59,7 +59,7 @@ def test_it_samples_picks_tunes_and_samples_again(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = read_json(tmp_path / "round-1" / "result.json")
     assert result["n_rationale"] > 0
-    assert len(result["epochs"]) == 3
+    assert len(result["epochs"]) == 5
     assert (tmp_path / "round-1" / "adapter" / "adapter_model.safetensors").is_file()
     decision, *rationales = done.stdout.strip().splitlines()
     assert decision == result["decision"]["reason"]

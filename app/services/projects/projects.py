@@ -210,7 +210,7 @@ class ProjectSettings(BaseModel):
         20, ge=1, le=1_000_000, description="Prompts with a new accepted rationale that start a round"
     )
     auto_rounds: bool = True
-    epochs: int = Field(3, ge=1, le=100)
+    epochs: int = Field(5, ge=1, le=100)
     learning_rate: float = Field(1e-3, gt=0, le=1)
     batch_size: int = Field(32, ge=1, le=1024, description="Sequences per optimiser step")
     lora_rank: int = Field(16, ge=1, le=512)

@@ -51,7 +51,7 @@ class TestSettings:
         assert "4 fields need attention" in response.text
         again = form_of(response.text)
         assert {name: again[name] for name in typed} == typed
-        assert projects.settings_of(session, project).epochs == 3
+        assert projects.settings_of(session, project).epochs == 5
 
     def test_new_values_are_kept(self, browser: Browser, session: Session, project: Project) -> None:
         page = browser.get("/admin/projects/scenes/settings").text
