@@ -21,10 +21,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from illume.simulation.command import machine_name, simulate
+from illume.simulation.command import inputs_of, machine_name, simulate
 from illume.simulation.options import n_cores
 from illume.simulation.report import TITLES
-from illume.simulation.settings import SimulationSettings
+from illume.simulation.settings import SimulationSettings, store_settings
 from illume.simulation.stages import Display
 
 NO_GUARD = {"guard_per_rationale": 0}
@@ -83,13 +83,16 @@ def without_references(out: Path, prompts: Path) -> Path:
 
 def run_case(options: argparse.Namespace, name: str) -> dict[str, Any]:
     """What the simulation of case `name` finds; what the first case made of base and held-out scenes is taken over."""
+    settings = settings_of(options, CASES[name])
     folder, first = case_folder(options.out, name), case_folder(options.out, next(iter(CASES)))
+    folder.mkdir(parents=True, exist_ok=True)
+    store_settings(settings, folder, inputs=inputs_of(settings))  # a folder with other things in it is no run's
     for shared in ("heldout", "stages/base"):
         if folder != first and (first / shared).exists() and not (folder / shared).exists():
             shutil.copytree(first / shared, folder / shared)
     display = Display(lambda text: print(text, end="", file=sys.stderr, flush=True), live=False)
     display.say(f"## {name}")
-    return simulate(settings_of(options, CASES[name]), folder, display=display)
+    return simulate(settings, folder, display=display)
 
 
 def case_folder(out: Path, name: str) -> Path:

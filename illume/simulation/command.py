@@ -174,7 +174,7 @@ def _opened(
         examples = read_examples(settings)
         structured = settings.answer_fields is not None
         meteor = meteor if is_english(examples) and not structured else None
-        store_settings(settings, out, inputs=_inputs(settings), arms=arms)
+        store_settings(settings, out, inputs=inputs_of(settings), arms=arms)
         wait_for_workers(out)
         read = load_data(settings, out, examples=examples, say=display.say)
         if settings.tuning.threads:
@@ -216,7 +216,8 @@ def _by_version(base: dict[str, Any], seeds: Sequence[dict[str, Any]]) -> dict[s
     return versions
 
 
-def _inputs(settings: SimulationSettings) -> dict[str, Any]:
+def inputs_of(settings: SimulationSettings) -> dict[str, Any]:
+    """Hashes of what a run reads, and the version of the measures: a run goes on with the same only."""
     files = [Path(name) for name in settings.prompts]
     return {
         "model": base_fingerprint(settings.model) if Path(settings.model).is_dir() else None,
