@@ -23,9 +23,19 @@ def label_of(values: Mapping[str, str | None], fields: AnswerFields) -> str:
     return ", ".join(value for one in fields.fields if one.kind == "choice" and (value := values.get(one.name)))
 
 
+def knows_right(gold: Mapping[str, str | None], fields: AnswerFields) -> bool:
+    """Whether gold values have each choice that an answer needs, of which there has to be one at least."""
+    needed = _needed_choices(fields)
+    return bool(needed) and all(gold.get(name) is not None for name in needed)
+
+
+def _needed_choices(fields: AnswerFields) -> list[str]:
+    return [one.name for one in fields.fields if one.kind == "choice" and one.required]
+
+
 def check_choices(fields: AnswerFields) -> None:
     """Raises ValueError unless an answer has choices: without them there is nothing that a critic could look for."""
-    if not any(one.kind == "choice" and one.required for one in fields.fields):
+    if not _needed_choices(fields):
         raise ValueError(_("a machine critic reads structured answers by their choices, and no field has to have one"))
 
 
@@ -36,9 +46,8 @@ def explained_by(
 
     `values` are all of the answer's. The fields have choices, as `check_choices` says.
     """
-    gold = example.fields or {}
-    is_known = all(gold.get(one.name) is not None for one in fields.fields if one.kind == "choice" and one.required)
-    answer = label_of(gold if kind == "helpfulness" and is_known else values, fields)
+    looks_for_gold = kind == "helpfulness" and knows_right(example.fields, fields)
+    answer = label_of(example.fields if looks_for_gold else values, fields)
     return replace(example, answer=answer), str(values[fields.rationale.name])
 
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict
 
 from illume.critics.choosing import LEAST_SHOWN, count_samples
+from illume.critics.structured import knows_right
 from illume.evaluation.tasks import TASKS, Task, task_of
 from illume.fields.definitions import AnswerFields
 from illume.fields.variants import change_of
@@ -121,6 +122,8 @@ class SimulationSettings:
         for name in ("machine_weight", "machine_precision"):
             if not 0 < getattr(self, name) <= 1:
                 raise SimulationError(f"{name}: must be above 0 and at most 1, not {getattr(self, name)}")
+        if self.machine_accepts and self.answer_fields is not None:
+            raise SimulationError("machine_accepts: a machine does not accept structured answers")
         for name, asked in (
             ("mistakes", self.mistakes > 0),
             ("picks_per_round", self.picks_per_round > 0),
@@ -128,8 +131,6 @@ class SimulationSettings:
             ("next_prompt", self.next_prompt == "critic"),
             ("show_of", self.show_of != 0),
         ):
-            if asked and name == "machine_accepts" and self.answer_fields is not None:
-                raise SimulationError(f"{name}: a machine does not accept structured answers")
             if asked and not self.has_people:
                 raise SimulationError(f"{name}: is for verdicts of people, and the critic helpfulness needs none")
         shown = count_samples(self.candidates.temperatures)
@@ -337,21 +338,15 @@ def read_examples(settings: SimulationSettings) -> list[Example]:
             raise SimulationError(f"{example.id} is no prompt of the task {settings.task}: its metadata must name it")
         if settings.critic == "truth" and found is None:
             raise SimulationError(f"the truth critic cannot judge {example.id}: its metadata holds no scene")
-        if not settings.has_people and not _has_gold(example, settings.answer_fields):
+        fields = settings.answer_fields
+        is_known = example.answer is not None if fields is None else knows_right(example.fields, fields)
+        if not settings.has_people and not is_known:
             raise SimulationError(f"the critic helpfulness cannot judge {example.id}: it has no gold answer")
         if settings.critic == "rouge" and not example.references:
             raise SimulationError(f"the ROUGE-L critic cannot judge {example.id}: it has no references")
     if not settings.heldout_scenes and not any(example.split == "test" for example in examples):
         raise SimulationError("there are no held-out prompts: neither a test split nor scenes to be made")
     return examples
-
-
-def _has_gold(example: Example, fields: AnswerFields | None) -> bool:
-    """Whether it is known what is right: the answer, or each choice that a structured answer needs."""
-    if fields is None:
-        return example.answer is not None
-    needed = [one.name for one in fields.fields if one.kind == "choice" and one.required]
-    return bool(needed) and all(example.fields.get(name) is not None for name in needed)
 
 
 def load_data(

@@ -17,6 +17,7 @@ from app.db.sessions import database_now, session_scope
 from app.processes.connect import forget_settings
 from app.services import sweep
 from app.services.integrations import webhooks
+from app.services.kernel import workers
 from app.settings import ROOT, get_settings
 from illume.model import machine
 from tests.worker import loop
@@ -163,6 +164,27 @@ class TestMain:
         assert _model_problem().endswith("num_processes is 4, and this machine has only 2 graphics cards.")
         monkeypatch.setattr(machine, "count_cards", lambda device: 4)
         assert _model_problem() == ""
+
+    def test_a_worker_that_still_loads_torch_is_listed(
+        self, process: WorkerProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def look() -> str:
+            until = time.monotonic() + 30
+            while time.monotonic() < until:
+                with session_scope() as session:
+                    found = [one.doing for one in workers.list_workers(session, queue="model")]
+                if "starting" in found:
+                    return "it was listed"
+                time.sleep(0.05)
+            return "it was not listed"
+
+        monkeypatch.setenv("ILLUME_REDIS_URL", "redis://127.0.0.1:1/0")
+        forget_settings()
+        monkeypatch.setattr("worker.__main__._model_problem", look)
+        assert main(["--queues", "model"]) == 2
+        assert capsys.readouterr().err == "it was listed\n"
+        with session_scope() as session:
+            assert workers.list_workers(session, queue="model") == []
 
     def test_a_worker_of_other_queues_loads_no_torch(self) -> None:
         program = "import sys, worker.__main__; print('torch' in sys.modules)"

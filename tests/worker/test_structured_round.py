@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -33,6 +34,13 @@ UNSAFE: dict[str, str | None] = {"rating": "Unsafe", "category": OWN}
 SAFE: dict[str, str | None] = {"rating": "Safe", "category": "NA"}
 
 
+def make_project(session: Session, base: Path, **settings: Any) -> tuple[Project, PolicyVersion]:
+    """A project of structured answers, and its policy."""
+    asked = {"answer_fields": factories.ANSWER_FIELDS, "template": "{policy} {question} {answer}"}
+    project = loop.make_project(session, base, **asked, **settings)
+    return project, factories.make_policy(session, project)
+
+
 def judge(session: Session, project: Project, policy: PolicyVersion, *, count: int = 2) -> None:
     """Prompts of which each has an accepted answer with one field corrected, and one turned down."""
     critic = factories.make_critic(session, project)
@@ -51,17 +59,9 @@ def test_a_round_learns_answers_and_is_decided_by_their_fields(
     process: WorkerProcess, models: ModelCache, base: Path
 ) -> None:
     with session_scope() as session:
-        project = loop.make_project(
-            session,
-            base,
-            answer_fields=factories.ANSWER_FIELDS,
-            template="{policy} {question} {answer}",
-            objective="picks_and_rejections",
-            epochs=1,
-            max_new_tokens=60,
-            pool_for_round=0,
+        project, policy = make_project(
+            session, base, objective="picks_and_rejections", epochs=1, max_new_tokens=60, pool_for_round=0
         )
-        policy = factories.make_policy(session, project)
         judge(session, project, policy)
         loop.add_prompts(session, project, count=1, policy=policy, fields=SAFE)
         loop.add_prompts(session, project, count=1, split=Split.val, policy=policy, fields=UNSAFE)

@@ -13,7 +13,7 @@ from app.services.machine_critics import jobs
 from app.services.rounds import rounds
 from tests import factories
 from tests.worker import loop
-from tests.worker.test_structured_round import UNSAFE, judge
+from tests.worker.test_structured_round import UNSAFE, judge, make_project
 from worker.critics.fitting import fit_next_critic
 from worker.critics.scoring import score_candidates
 from worker.model_cache import ModelCache
@@ -24,15 +24,7 @@ def test_it_learns_from_verdicts_and_rates_valid_answers(
     process: WorkerProcess, models: ModelCache, base: Path
 ) -> None:
     with session_scope() as session:
-        project = loop.make_project(
-            session,
-            base,
-            answer_fields=factories.ANSWER_FIELDS,
-            template="{policy} {question} {answer}",
-            machine_critic="helpfulness",
-            next_prompt="critic",
-        )
-        policy = factories.make_policy(session, project)
+        project, policy = make_project(session, base, machine_critic="helpfulness", next_prompt="critic")
         judge(session, project, policy, count=4)
         round_id, project_id = rounds.start(session, SYSTEM, project).id, project.id
     loop.prepare(round_id)
