@@ -104,10 +104,10 @@ class PreferenceSettings:
     __pydantic_config__: ClassVar[ConfigDict] = KNOWN_FIELDS_ONLY
 
     beta: Annotated[float, Positive] = 2.0  # of log-likelihoods in nats per token
-    pair_weight: Annotated[float, NotNegative] = 1.0  # accepted before turned down
-    picture_weight: Annotated[float, NotNegative] = 1.0  # the prompt's pictures before another prompt's
-    anchor_weight: Annotated[float, NotNegative] = 1.0  # accepted no less likely than to the parent
-    unpaired_weight: Annotated[float, NotNegative] = 1.0  # turned down where nothing fitted
+    pair_weight: Annotated[float, NotNegative] = 0.1  # accepted before turned down
+    picture_weight: Annotated[float, NotNegative] = 0.1  # the prompt's pictures before another prompt's
+    anchor_weight: Annotated[float, NotNegative] = 0.1  # accepted no less likely than to the parent
+    unpaired_weight: Annotated[float, NotNegative] = 0.1  # turned down where nothing fitted
     pairs_per_rationale: Annotated[int, Positive] = 2  # used by who writes rejections.jsonl
 
 

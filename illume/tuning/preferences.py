@@ -47,7 +47,10 @@ MEASURES = (
     "blank_accuracy",
 )
 """What is reported of each step, over its pairs: the loss of the four terms; the means of l(a | v), of l(r | v) and of
-their difference; the share of pairs in which a is likelier than r, with the pictures and with blank ones."""
+their difference; the share of pairs in which a is likelier than r, with the pictures and, in some steps, blank ones."""
+
+BLANK_EVERY = 4
+"""In every so many-th step of an epoch preferences are measured without anything to see, the same steps in each."""
 
 _GREY = (128, 128, 128)
 
@@ -56,24 +59,36 @@ _GREY = (128, 128, 128)
 class PreferenceBatch:
     """Rejections that share a forward pass.
 
-    The members of `shown` are all `n_rejected` rejected texts, unpaired ones last; then, for the `n_pairs` first, the
-    accepted texts; then those same texts with another prompt's pictures, for the pairs in `displaced` (indices). The
-    members of `blank` are the rejected and then the accepted texts of the pairs, without anything to see.
+    The members of `shown` are all `n_rejected` rejected texts, unpaired ones last; then the accepted texts, each once;
+    then those with another prompt's pictures, for the accepted texts in `displaced` (indices). `better` has for each
+    pair, in the order of the rejected texts, the index of its accepted text. The members of `blank` are the rejected
+    texts of the pairs and the accepted texts, without anything to see; None where that is not measured.
     """
 
     shown: MicroBatch
     blank: MicroBatch | None
     n_rejected: int
-    n_pairs: int
+    better: tuple[int, ...]
     displaced: tuple[int, ...]
 
-    def counts(self) -> dict[Term, int]:
-        """How many texts or pairs each term is a mean of."""
+    @property
+    def n_pairs(self) -> int:
+        """How many of the rejected texts have an accepted one beside them."""
+        return len(self.better)
+
+    @property
+    def n_accepted(self) -> int:
+        """How many accepted texts there are: some stand beside several rejected ones."""
+        return max(self.better, default=-1) + 1
+
+    def counts(self) -> dict[str, int]:
+        """How many texts or pairs each term, and the measure without anything to see, is a mean of."""
         return {
             "pair": self.n_pairs,
             "picture": len(self.displaced),
-            "anchor": self.n_pairs,
+            "anchor": self.n_accepted,
             "unpaired": self.n_rejected - self.n_pairs,
+            "blank": 0 if self.blank is None else self.n_pairs,
         }
 
 
@@ -106,43 +121,78 @@ def plan_preferences(
 
     Texts are numbered from `first_text`, micro-batches from `first_number`. `fields` are those of structured answers.
     """
-    order = list(range(len(rejections)))
-    random.Random(stable_seed(seed, "plan", "preference")).shuffle(order)
+    groups = _groups(rejections)
+    random.Random(stable_seed(seed, "plan", "preference")).shuffle(groups)
     plan = PreferencePlan([], [])
-    planner = _Planner(vlm, rejections, template, settings, plan, first_text, first_number, fields)
+    pictures = _other_pictures([row for group in groups for row in group])
+    planner = _Planner(vlm, template, settings, plan, first_text, first_number, fields, pictures)
     size = max(1, micro_batch_size // 3)
     for position in range(n_steps):
-        share = sorted(order[position::n_steps], key=lambda index: (len(rejections[index].rationale), index))
-        plan.steps.append(tuple(planner.add(share[start : start + size]) for start in range(0, len(share), size)))
+        share = sorted(groups[position::n_steps], key=lambda group: max(len(row.rationale) for row in group))
+        rows = [row for group in share for row in group]
+        measured = position % BLANK_EVERY == 0
+        batches = (planner.add(rows[start : start + size], blank=measured) for start in range(0, len(rows), size))
+        plan.steps.append(tuple(batches))
     return plan
+
+
+def _groups(rejections: Sequence[Rejection]) -> list[list[Rejection]]:
+    """The rejections, those together that stand beside the same accepted text: it is then read once for all of them."""
+    groups: dict[tuple[str, str | None, int], list[Rejection]] = {}
+    for index, row in enumerate(rejections):
+        alone = -1 if row.accepted is not None else index
+        groups.setdefault((row.example.id, row.accepted, alone), []).append(row)
+    return list(groups.values())
+
+
+def _other_pictures(rows: Sequence[Rejection]) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """For the pictures of each pair, those of the next pair that has as many and other ones, if there is such."""
+    shown = list(dict.fromkeys(row.example.images for row in rows if row.accepted is not None))
+    found = {}
+    for index, own in enumerate(shown):
+        for other in (*shown[index + 1 :], *shown[:index]):
+            if len(other) == len(own) and set(other).isdisjoint(own):
+                found[own] = other
+                break
+    return found
 
 
 @dataclass(slots=True)
 class _Planner:
     vlm: Vlm
-    rejections: Sequence[Rejection]
     template: str
     settings: PreferenceSettings
     plan: PreferencePlan
     first_text: int
     number: int
     fields: AnswerFields | None
+    pictures: Mapping[tuple[str, ...], tuple[str, ...]]
 
-    def add(self, members: Sequence[int]) -> PreferenceBatch:
-        rows = sorted((self.rejections[index] for index in members), key=lambda row: row.accepted is None)
-        pairs = [row for row in rows if row.accepted is not None]
+    def add(self, members: Sequence[Rejection], *, blank: bool) -> PreferenceBatch:
+        rows = sorted(members, key=lambda row: row.accepted is None)
         rejected = [self._text(row, row.rationale, row.values) for row in rows]
-        accepted = [self._text(row, str(row.accepted), row.accepted_values) for row in pairs]
-        others = _others(pairs) if self.settings.picture_weight else {}
-        displaced = [replace(accepted[index], images=images) for index, images in others.items()]
-        blank = [_blank(text) for text in (*rejected[: len(pairs)], *accepted)]
+        accepted: list[TrainingText] = []
+        better: list[int] = []
+        for row in rows:
+            if row.accepted is not None:
+                text = self._text(row, row.accepted, row.accepted_values)
+                if text not in accepted:
+                    accepted.append(text)
+                better.append(accepted.index(text))
+        others = [self._displace(text) for text in accepted] if self.settings.picture_weight else []
+        unseen = [_blank(text) for text in (*rejected[: len(better)], *accepted)] if blank else []
         return PreferenceBatch(
-            self._micro_batch([*rejected, *accepted, *displaced]),
-            self._micro_batch(blank) if blank else None,
+            self._micro_batch([*rejected, *accepted, *(text for text in others if text is not None)]),
+            self._micro_batch(unseen) if unseen else None,
             len(rows),
-            len(pairs),
-            tuple(others),
+            tuple(better),
+            tuple(index for index, text in enumerate(others) if text is not None),
         )
+
+    def _displace(self, text: TrainingText) -> TrainingText | None:
+        """The text with another prompt's pictures; None where no other pair has as many, all of them other ones."""
+        images = self.pictures.get(tuple(map(str, text.images)))
+        return None if images is None else replace(text, images=images)
 
     def _text(self, row: Rejection, rationale: str, values: Mapping[str, str | None] | None) -> TrainingText:
         if self.fields is None:
@@ -165,19 +215,6 @@ def differing_fields(row: Rejection, fields: AnswerFields) -> list[str]:
         return [name]
     worse, better = {**(row.values or {}), name: row.rationale}, {**(row.accepted_values or {}), name: row.accepted}
     return [one for one in fields.names if worse.get(one) != better.get(one)]
-
-
-def _others(pairs: Sequence[Rejection]) -> dict[int, tuple[str, ...]]:
-    """For each pair, the pictures of the next one that has as many and other ones; a pair without such is left out."""
-    found = {}
-    for index, row in enumerate(pairs):
-        own = row.example.images
-        for other in (*pairs[index + 1 :], *pairs[:index]):
-            images = other.example.images
-            if len(images) == len(own) and set(images).isdisjoint(own):
-                found[index] = images
-                break
-    return found
 
 
 def _blank(text: TrainingText) -> TrainingText:
@@ -218,10 +255,10 @@ def preference_losses(
     `values` and `references` are the mean log-likelihoods of the members of `batch.shown`, to the model and its parent.
     """
     gains = values - references
-    sizes = [batch.n_rejected, batch.n_pairs, len(batch.displaced)]
+    sizes = [batch.n_rejected, batch.n_accepted, len(batch.displaced)]
     rejected, accepted, displaced = torch.split(gains, sizes)
     losses = {
-        "pair": -F.logsigmoid(beta * (accepted - rejected[: batch.n_pairs])),
+        "pair": -F.logsigmoid(beta * (accepted[list(batch.better)] - rejected[: batch.n_pairs])),
         "picture": -F.logsigmoid(beta * (accepted[list(batch.displaced)] - displaced)),
         "anchor": -F.logsigmoid(beta * accepted),
         "unpaired": torch.sigmoid(beta * rejected[batch.n_pairs :]),
@@ -248,15 +285,16 @@ def term_weights(settings: PreferenceSettings) -> dict[Term, float]:
     }
 
 
-def count_terms(batches: Sequence[PreferenceBatch]) -> dict[Term, int]:
-    """How many texts or pairs each term of a step is a mean of."""
-    return {term: sum(batch.counts()[term] for batch in batches) for term in TERMS}
+def count_terms(batches: Sequence[PreferenceBatch]) -> dict[str, int]:
+    """How many texts or pairs each term of a step, and its measure without anything to see, is a mean of."""
+    counts = [batch.counts() for batch in batches]
+    return {name: sum(one[name] for one in counts) for name in (*TERMS, "blank")}
 
 
 def measure_pairs(values: torch.Tensor, batch: PreferenceBatch) -> dict[str, torch.Tensor]:
     """Sums over the pairs of a batch, of what `MEASURES` reports of pictures that are shown."""
     rejected = values[: batch.n_pairs]
-    accepted = values[batch.n_rejected : batch.n_rejected + batch.n_pairs]
+    accepted = values[batch.n_rejected :][list(batch.better)]
     return {
         "accepted_logprob": accepted.sum(),
         "rejected_logprob": rejected.sum(),
@@ -265,10 +303,10 @@ def measure_pairs(values: torch.Tensor, batch: PreferenceBatch) -> dict[str, tor
     }
 
 
-def measure_blank(values: torch.Tensor) -> torch.Tensor:
+def measure_blank(values: torch.Tensor, batch: PreferenceBatch) -> torch.Tensor:
     """In how many pairs of a batch the accepted text is likelier than the rejected one without anything to see."""
-    rejected, accepted = values.chunk(2)
-    return (accepted > rejected).float().sum()
+    rejected, accepted = values[: batch.n_pairs], values[batch.n_pairs :]
+    return (accepted[list(batch.better)] > rejected).float().sum()
 
 
 def compute_references(

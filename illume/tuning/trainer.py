@@ -241,12 +241,13 @@ class Training:
             for name, value in measure_pairs(values.detach(), batch).items() if counts else ():
                 sums[name] += value
             if batch.blank is not None and counts:
-                sums["blank_accuracy"] += measure_blank(self._score_silently(batch.blank))
+                sums["blank_accuracy"] += measure_blank(self._score_silently(batch.blank), batch)
             elif self.vlm.agree is not None and any(one.blank is not None for one in together):
                 self._score_silently(batch.shown)  # as the others score theirs
         reduced = {name: float(self.ranks.reduce(value, "sum")) for name, value in sums.items()}
+        over = {name: terms["blank" if name == "blank_accuracy" else "pair"] for name in MEASURES}
         return {
-            name: value if name == "preference_loss" else value / terms["pair"] if terms["pair"] else None
+            name: value if name == "preference_loss" else value / over[name] if over[name] else None
             for name, value in reduced.items()
         }
 

@@ -55,6 +55,7 @@ class TestLoop:
         with page.expect_response(lambda answer: answer.status in (200, 304), timeout=1500):
             page.evaluate(hide, False)
 
+    @any_size
     def test_a_round_is_previewed_started_and_cancelled(self, admin: Visit, site: Site) -> None:
         page = admin.page
         page.get_by_role("link", name="Start a training round…").click()
@@ -86,6 +87,7 @@ class TestLoop:
 
 
 class TestRound:
+    @any_size
     def test_curves_have_their_numbers_behind_them(self, admin: Visit) -> None:
         page = admin.open("/admin/projects/scenes/rounds/2")
         loss = page.get_by_role("region", name="Loss", exact=True)
@@ -94,6 +96,7 @@ class TestRound:
         expect(loss.get_by_role("table").get_by_role("row")).to_have_count(61)
         expect(page.get_by_text("Version 2 was activated.")).to_be_visible()
 
+    @any_size
     def test_what_is_open_stays_open_while_the_page_follows(
         self, admin: Visit, history: world.World, site: Site
     ) -> None:
@@ -110,6 +113,7 @@ class TestRound:
 
 
 class TestSettings:
+    @any_size
     def test_a_fault_stays_beside_its_field_with_what_was_typed(
         self, admin: Visit, history: world.World, site: Site
     ) -> None:
@@ -130,6 +134,7 @@ class TestSettings:
             settings = settings_of(session, session.get_one(Project, history.project_id))
             assert (settings.epochs, settings.learning_rate) == (7, 0.002)
 
+    @any_size
     def test_searched_marked_and_reset(self, admin: Visit, history: world.World, site: Site) -> None:
         page = admin.open("/admin/projects/scenes/settings")
         page.get_by_label("Search settings").fill("lora RANK")
@@ -163,6 +168,7 @@ class TestSettings:
         page.get_by_label("Prompt template").fill("{question} {nothing}")
         expect(page.locator("#template-preview")).to_contain_text("unknown placeholder {nothing}")
 
+    @any_size
     def test_a_new_project(self, admin: Visit) -> None:
         admin.watch.allow.append("422")
         page = admin.open("/admin")
@@ -226,6 +232,7 @@ class TestUsers:
 
 
 class TestPrompts:
+    @any_size
     def test_filter_and_look_at_one(self, admin: Visit) -> None:
         page = admin.open("/admin/projects/scenes/prompts")
         page.get_by_label("State").select_option("judged")

@@ -138,6 +138,7 @@ class TestSteps:
 
 
 class TestDrawing:
+    @any_size
     def test_points_lie_within_the_frame_where_their_numbers_say(self, visit: Visit) -> None:
         found = show(visit, chart_of(SCORES)).evaluate(MEASURES)
         ticks = [label for label in found["labels"] if not label["text"].isdigit()]
@@ -156,6 +157,7 @@ class TestDrawing:
             assert 0.3 + (lines[0] - whisker["y"]) * per_pixel == pytest.approx(sample.high, abs=2 * per_pixel)
             assert whisker["height"] * per_pixel == pytest.approx(sample.high - sample.low, abs=2 * per_pixel)
 
+    @any_size
     def test_a_point_says_its_numbers(self, visit: Visit) -> None:
         figure = show(visit, chart_of(SCORES, x_format=lambda x: f"v{x:.0f}"))
         assert figure.locator("circle title").all_inner_texts() != []
@@ -231,6 +233,7 @@ class TestDrawing:
 
 
 class TestOnPages:
+    @any_size
     def test_each_has_its_numbers_behind_it(self, admin: Visit) -> None:
         for path, titles in {
             "": ["Score per version"],

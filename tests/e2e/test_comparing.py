@@ -85,6 +85,7 @@ def test_a_critic_compares_by_keys(visitor: Visitor, history: world.World, site:
     assert box["height"] >= 200
 
 
+@any_size
 def test_an_admin_sees_it_stand_and_closes_it(admin: Visit, site: Site) -> None:
     page = admin.open("/admin/projects/scenes/comparisons")
     card = page.get_by_role("region", name="Comparison 1")
@@ -97,6 +98,7 @@ def test_an_admin_sees_it_stand_and_closes_it(admin: Visit, site: Site) -> None:
         assert session.scalars(select(Comparison)).one().state is ComparisonState.closed
 
 
+@any_size
 def test_agreement_and_a_critic_behind_it(admin: Visit) -> None:
     page = admin.open("/admin/projects/scenes/critics")
     agreement = page.get_by_role("region", name="Agreement", exact=True)

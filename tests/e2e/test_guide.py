@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 from app.settings import ROOT
 from app.web import guide
 from tests.e2e import world
-from tests.e2e.conftest import PHONE, Visitor, own_sizes
+from tests.e2e.conftest import PHONE, Visitor, any_size, own_sizes
 from tests.e2e.test_pages import Looks, any_looks, faults
 
 pytestmark = pytest.mark.browser
@@ -59,6 +59,7 @@ def look_through(paths: Sequence[str], visitor: Visitor, looks: Looks) -> None:
     assert not wrong, wrong
 
 
+@any_size
 def test_a_word_is_found_without_a_network(built: None, visitor: Visitor, scenes: world.World) -> None:
     visit = visitor()
     page = visit.sign_in(scenes.critic, to="/annotate")

@@ -129,6 +129,7 @@ def test_a_draft_is_discarded_and_a_template_downloaded(visitor: Visitor, scenes
         assert session.query(Import).count() == 0
 
 
+@any_size
 def test_a_new_project_is_tried_with_sample_photographs(visitor: Visitor, scenes: world.World) -> None:
     visit = visitor(DESK)
     with visit.site.sessions.begin() as session:

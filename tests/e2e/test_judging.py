@@ -127,6 +127,7 @@ class TestJudging:
         assert question(page) == before
         assert verdicts(site) == []
 
+    @any_size
     def test_own_words(self, critic: Visit, site: Site) -> None:
         page = critic.page
         ready(page)
@@ -164,6 +165,7 @@ class TestJudging:
         assert question(page) == before
         assert verdicts(site) == []
 
+    @any_size
     def test_by_mouse_alone(self, critic: Visit, site: Site) -> None:
         page = critic.page
         ready(page)

@@ -8,13 +8,14 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.e2e import world
-from tests.e2e.conftest import Visitor, axe_violations
+from tests.e2e.conftest import Visitor, any_size, axe_violations
 from tests.e2e.test_judging import ready
 
 pytestmark = pytest.mark.browser
 MINUTE = 60_000
 
 
+@any_size
 def test_pace_credits_and_a_break(visitor: Visitor, history: world.World) -> None:
     visit = visitor()
     page = visit.sign_in(history.critic, to="/annotate")

@@ -40,6 +40,7 @@ def scale(page: Page, number: int) -> float:
     return found
 
 
+@any_size
 def test_the_original_is_loaded_to_zoom(visitor: Visitor, site: Site) -> None:
     with site.sessions.begin() as session:
         made = world.build(session, prompts=1)
@@ -210,6 +211,7 @@ def test_several_images_differences_and_folds(visitor: Visitor, two_images: worl
     assert axe_violations(page) == []
 
 
+@any_size
 def test_blurred_images_and_new_instructions(visitor: Visitor, scenes: world.World, site: Site) -> None:
     boss = Actor(0, "system", Role.admin)
     with site.sessions.begin() as session:
@@ -274,6 +276,7 @@ COLLAPSED = """() => {
 }"""
 
 
+@any_size
 def test_line_breaks_are_shown_everywhere(visitor: Visitor, site: Site) -> None:
     def lines(what: str) -> str:
         return f"{what} upper line\nlower line"

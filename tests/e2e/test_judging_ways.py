@@ -28,6 +28,7 @@ new PerformanceObserver((list) => {
 }).observe({ type: "layout-shift", buffered: true });"""
 
 
+@any_size
 def test_a_flag_has_a_reason_by_one_key_and_holds_the_prompt(critic: Visit, site: Site) -> None:
     page = critic.page
     ready(page)
@@ -117,6 +118,7 @@ def test_practice_comes_first_and_tells_what_is_right(
         assert len(session.scalars(select(Verdict.id)).all()) == before
 
 
+@any_size
 def test_ones_own_verdicts_are_found_again(
     visitor: Visitor, history: world.World, site: Site, size: tuple[int, int]
 ) -> None:

@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 from app.models import Project, Role, Round, RoundTrigger
 from tests import factories
 from tests.e2e import world
-from tests.e2e.conftest import Site, Visitor, axe_violations
+from tests.e2e.conftest import Site, Visitor, any_size, axe_violations
 
 pytestmark = pytest.mark.browser
 DROP = """
@@ -43,6 +43,7 @@ def drop_photos(page: Page) -> None:
     page.locator(".drop-zone").evaluate(DROP, files)
 
 
+@any_size
 def test_from_an_empty_project_to_pandas(
     site: Site, visitor: Visitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ def test_motion_is_short_or_none(visitor: Visitor, history: world.World, motion:
         assert slowest <= most, path
 
 
+@any_size
 def test_focus_stays_while_the_page_follows_the_server(
     visitor: Visitor, history: world.World, site: Site, size: tuple[int, int]
 ) -> None:

@@ -26,6 +26,7 @@ def narrow(page: Page, label: str, value: str) -> int:
     return page.get_by_role("rowheader").count()
 
 
+@any_size
 def test_found_by_words_and_filters(admin: Visit, history: world.World, site: Site) -> None:
     with site.sessions.begin() as session:
         fortnight.add_fortnight(session, history)
@@ -50,6 +51,7 @@ def test_found_by_words_and_filters(admin: Visit, history: world.World, site: Si
     expect(page.get_by_role("heading", name="No matches")).to_be_visible()
 
 
+@any_size
 def test_added_by_a_form_and_changed(admin: Visit, site: Site) -> None:
     admin.watch.allow.append("422")
     page = admin.open("/admin/projects/scenes/prompts")

@@ -15,6 +15,7 @@ from tests.e2e.conftest import Site, Visit, any_size
 pytestmark = pytest.mark.browser
 
 
+@any_size
 def test_what_it_was_made_of(admin: Visit, history: world.World, site: Site) -> None:
     with site.sessions.begin() as session:
         fortnight.add_fortnight(session, history)

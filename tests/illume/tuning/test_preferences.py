@@ -18,7 +18,7 @@ from illume.evaluation.critics import JudgedSet, pair_texts, rejection_rows
 from illume.model.vlm import IGNORED, Vlm, load_vlm
 from illume.records import Rejection, TrainingRow
 from illume.settings import PreferenceSettings, TuningSettings
-from illume.tuning.batches import BatchInputs, MicroBatch, PreparedBatch, training_texts
+from illume.tuning.batches import BatchInputs, MicroBatch, PreparedBatch, TrainingText, training_texts
 from illume.tuning.distributed import SingleProcess
 from illume.tuning.job import JobError, Stopped, TuningJob, read_json, read_rejections, write_job
 from illume.tuning.lora import begin_adapter, trainable_parameters
@@ -38,7 +38,8 @@ from illume.tuning.trainer import Preferences, Training, micro_batch_logprobs
 from tests.illume.rounds import SETTINGS, make_examples
 from tests.illume.tuning.test_tuning import Asked
 
-BOTH = replace(SETTINGS, objective="picks_and_rejections")
+EVENLY = PreferenceSettings(pair_weight=1.0, picture_weight=1.0, anchor_weight=1.0, unpaired_weight=1.0)
+BOTH = replace(SETTINGS, objective="picks_and_rejections", preferences=EVENLY)
 pytestmark = pytest.mark.timeout(1200)
 
 
@@ -61,9 +62,9 @@ def make_plan(vlm: Vlm, rejections: list[Rejection], **changes: Any) -> Any:
     )
 
 
-def compare_batch(n_rejected: int, n_pairs: int, displaced: tuple[int, ...] = ()) -> PreferenceBatch:
+def compare_batch(n_rejected: int, better: tuple[int, ...], displaced: tuple[int, ...] = ()) -> PreferenceBatch:
     nothing = MicroBatch(0, "rationale", ())
-    return PreferenceBatch(nothing, nothing, n_rejected, n_pairs, displaced)
+    return PreferenceBatch(nothing, nothing, n_rejected, better, displaced)
 
 
 class TestRows:
@@ -126,7 +127,7 @@ class TestTerms:
         """beta 2; gains over the parent: rejected -0.5 and 0.25, accepted 0.5, with other pictures 0.1."""
         values = torch.tensor([-2.0, -1.0, -1.0, -1.4])
         references = torch.tensor([-1.5, -1.25, -1.5, -1.5])
-        losses = preference_losses(values, references, compare_batch(2, 1, (0,)), beta=2.0)
+        losses = preference_losses(values, references, compare_batch(2, (0,), (0,)), beta=2.0)
         assert {term: loss.item() for term, loss in losses.items()} == pytest.approx(
             {
                 "pair": math.log1p(math.exp(-2 * (0.5 + 0.5))),
@@ -147,7 +148,7 @@ class TestTerms:
         assert weigh_terms({"picture": torch.tensor(6.0)}, counts, settings) is None
 
     def test_nothing_to_compare_gives_no_term(self) -> None:
-        only_bad = preference_losses(torch.tensor([-1.0]), torch.tensor([-1.0]), compare_batch(1, 0), beta=1.0)
+        only_bad = preference_losses(torch.tensor([-1.0]), torch.tensor([-1.0]), compare_batch(1, ()), beta=1.0)
         assert set(only_bad) == {"unpaired"}
         assert only_bad["unpaired"].item() == 0.5
 
@@ -159,7 +160,7 @@ class TestTerms:
         assert values.tolist() == pytest.approx([math.log(3 / 4), (math.log(0.8) + math.log(0.9)) / 2])
 
     def test_measures(self) -> None:
-        batch = compare_batch(3, 2)
+        batch = compare_batch(3, (0, 1))
         found = measure_pairs(torch.tensor([-2.0, -1.0, -9.0, -1.0, -1.5]), batch)
         assert {name: value.item() for name, value in found.items()} == {
             "accepted_logprob": -2.5,
@@ -167,7 +168,21 @@ class TestTerms:
             "margin": 0.5,
             "preference_accuracy": 1.0,
         }
-        assert measure_blank(torch.tensor([-2.0, -1.0, -1.0, -1.5])).item() == 1.0
+        assert measure_blank(torch.tensor([-2.0, -1.0, -1.0, -1.5]), batch).item() == 1.0
+
+    def test_an_accepted_text_beside_two_counts_in_both_pairs(self) -> None:
+        batch = compare_batch(3, (0, 1, 0))
+        assert batch.counts() == {"pair": 3, "picture": 0, "anchor": 2, "unpaired": 0, "blank": 3}
+        values = torch.tensor([-2.0, -1.0, -4.0, -1.0, -1.5])  # three rejected ones, then two accepted ones
+        found = measure_pairs(values, batch)
+        assert found["margin"].item() == (-1 + 2) + (-1.5 + 1) + (-1 + 4)
+        assert found["preference_accuracy"].item() == measure_blank(values, batch).item() == 2.0
+        losses = preference_losses(values, torch.zeros(5), batch, beta=1.0)
+        by_hand = sum(math.log(1 + math.exp(-margin)) for margin in (1.0, -0.5, 3.0))
+        assert losses["pair"].item() == pytest.approx(by_hand, abs=1e-6)
+        assert losses["anchor"].item() == pytest.approx(
+            math.log(1 + math.exp(1)) + math.log(1 + math.exp(1.5)), abs=1e-6
+        )
 
 
 class TestPlan:
@@ -175,9 +190,9 @@ class TestPlan:
         plan = make_plan(vlm, make_rejections(tmp_path))
         [[batch]] = plan.steps
         assert (batch.n_rejected, batch.n_pairs) == (5, 4)
-        assert len(batch.displaced) == 4
+        assert batch.displaced == batch.better == (0, 1, 2, 3)
         texts = [plan.texts[index] for index in batch.shown.members]
-        said = [vlm.tokenizer.decode(text.continuation, skip_special_tokens=True).strip() for text in texts]
+        said = [decoded(vlm, text) for text in texts]
         assert said[4] == "the mud"
         assert said[5:9] == said[9:13]
         for accepted, displaced in zip(texts[5:9], texts[9:13], strict=True):
@@ -188,11 +203,29 @@ class TestPlan:
         greys = [image for text in blank for image in text.images]
         assert all(isinstance(image, Image.Image) and image.getcolors() == [(32 * 32, (128,) * 3)] for image in greys)
 
+    def test_what_stands_beside_the_same_text_is_together_and_that_text_there_once(
+        self, vlm: Vlm, tmp_path: Path
+    ) -> None:
+        first, second, third, *_ = make_rejections(tmp_path)
+        also = [replace(row, rationale=text) for row in (first, third) for text in ("a bird", "two birds")]
+        plan = make_plan(vlm, [first, second, third, *also], n_steps=2, micro_batch_size=30)
+        for [batch] in plan.steps:
+            texts = [plan.texts[index] for index in batch.shown.members]
+            accepted = texts[batch.n_rejected : batch.n_rejected + batch.n_accepted]
+            assert len({(text.images, text.prompt, text.continuation) for text in accepted}) == len(accepted)
+            assert len(batch.displaced) == batch.n_accepted
+            for rejected, index in zip(texts, batch.better, strict=False):
+                assert rejected.prompt == accepted[index].prompt
+                assert rejected.images == accepted[index].images
+        assert sorted(batch.n_pairs for [batch] in plan.steps) in ([1, 6], [3, 4])
+        assert sum(batch.n_accepted for [batch] in plan.steps) == 3
+
     def test_every_rejection_is_in_one_step(self, vlm: Vlm, tmp_path: Path) -> None:
         rejections = make_rejections(tmp_path)
         plan = make_plan(vlm, rejections, n_steps=3, micro_batch_size=3, first_text=7, first_number=5)
         assert sum(batch.n_rejected for batch in plan.batches()) == len(rejections)
         assert [len(step) for step in plan.steps] == [2, 2, 1]
+        assert [any(batch.blank for batch in step) for step in plan.steps] == [True, False, False]
         numbers = [one.number for batch in plan.batches() for one in (batch.shown, batch.blank) if one is not None]
         assert numbers == list(range(5, 5 + len(numbers)))
         members = [index for batch in plan.batches() for index in batch.shown.members]
@@ -202,6 +235,10 @@ class TestPlan:
         rejections = make_rejections(tmp_path)[2:4]
         [[batch]] = make_plan(vlm, rejections).steps
         assert batch.displaced == ()
+
+
+def decoded(vlm: Vlm, text: TrainingText) -> str:
+    return str(vlm.tokenizer.decode(text.continuation, skip_special_tokens=True)).strip()
 
 
 def make_both(vlm: Vlm, folder: Path, **changes: Any) -> Training:
@@ -250,10 +287,10 @@ class TestTraining:
     def test_terms_switched_off_change_what_is_learnt(self, base: Path, tmp_path: Path) -> None:
         found = []
         settings = (
-            PreferenceSettings(),
-            PreferenceSettings(pair_weight=0.0),
-            PreferenceSettings(picture_weight=0.0),
-            PreferenceSettings(unpaired_weight=0.0),
+            EVENLY,
+            replace(EVENLY, pair_weight=0.0),
+            replace(EVENLY, picture_weight=0.0),
+            replace(EVENLY, unpaired_weight=0.0),
         )
         for number, preferences in enumerate(settings):
             vlm = load_vlm(str(base), device="cpu")
@@ -304,6 +341,7 @@ class TestRound:
         events = [json.loads(line) for line in (whole / "events.jsonl").read_text().splitlines()]
         steps = [event for event in events if event["kind"] == "step"]
         assert all(set(MEASURES) <= set(step) for step in steps)
+        assert any(step["blank_accuracy"] is not None for step in steps)
         assert any("4 pairs, 1 explanation" in event.get("message", "") for event in events)
 
     def test_what_is_gained_is_gained_over_the_parent(self, base: Path, tmp_path: Path) -> None:
