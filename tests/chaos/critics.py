@@ -18,6 +18,8 @@ from tests.chaos.installation import SLUG, Reachable
 
 TRY_AGAIN = (429, 500, 502, 503, 504)
 PAUSE = 0.2
+THINK = 0.3
+"""Seconds that a critic looks at a set, on average."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Critic:
     dice: random.Random
     stop: threading.Event
     lease_seconds: float
-    think: float = 0.3
+    think: float
 
     def run(self) -> None:
         """Work until stopped. A request that is under way is finished first."""
@@ -171,12 +173,19 @@ class Follower:
 class Crowd:
     """Critics and a follower of the feed, each in its own thread."""
 
-    def __init__(self, installation: Reachable, tokens: list[str], *, seed: int, lease_seconds: float) -> None:
+    def __init__(
+        self, installation: Reachable, tokens: list[str], *, seed: int, lease_seconds: float, think: float = THINK
+    ) -> None:
         self.ledger = Ledger()
         self.stopping = threading.Event()
         self.critics = [
             Critic(
-                installation.api(token), self.ledger, random.Random(f"{seed}-{number}"), self.stopping, lease_seconds
+                installation.api(token),
+                self.ledger,
+                random.Random(f"{seed}-{number}"),
+                self.stopping,
+                lease_seconds,
+                think,
             )
             for number, token in enumerate(tokens)
         ]

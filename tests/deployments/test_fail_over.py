@@ -16,6 +16,8 @@ from tests.deployments.site import Site, scratch, services, settings
 from tests.illume.families import make_llava
 
 CRITICS = 8
+THINK = 2.0
+"""Seconds a set: slow enough that on a slow machine there is something left to judge after both."""
 SIZE = Size(sets=240, to_sample=4, val=3, lease_seconds=3.0, round_every=40)
 
 
@@ -49,7 +51,8 @@ def test_nothing_is_lost_and_nothing_doubled() -> None:
         site = Site(f"http://127.0.0.1:{port}", port, folder, environment, dict)
         here = Deployed(site, site.admin_token(), found["ILLUME_DATABASE_URL"])
         with site.running():
-            crowd = Crowd(here, fill(here, SIZE, critics=CRITICS), seed=1, lease_seconds=SIZE.lease_seconds)
+            tokens = fill(here, SIZE, critics=CRITICS)
+            crowd = Crowd(here, tokens, seed=1, lease_seconds=SIZE.lease_seconds, think=THINK)
             try:
                 with here.api() as api:
                     expect(api.patch(f"/projects/{SLUG}", json={"auto_rounds": True}), 200)
