@@ -56,9 +56,10 @@ from illume.simulation.machine import (
     order_by_critic,
     order_by_doubt,
     pick_by_help,
+    pick_by_verifier,
 )
 from illume.simulation.meteor import with_meteor
-from illume.simulation.settings import Data, SimulationSettings
+from illume.simulation.settings import Data, SimulationError, SimulationSettings
 from illume.simulation.stages import Models, Stages, Tick
 from illume.tuning.job import TuningJob, read_json, write_job
 from illume.tuning.launcher import read_progress, run_job
@@ -322,12 +323,13 @@ def judge(
     accepted: Accepted | None = None,
     order: Order | None = None,
     show: Show | None = None,
+    learnt: Sequence[JudgedRationale] = (),
 ) -> list[Judged]:
     """Samples candidates for `examples` and lets the critic judge them, within the round's budget.
 
     With `order`, more sets are sampled than are judged, and those that come first in it are. With `show`, more
     candidates of each are sampled than it shows. `accepted` is what the machine critic of a loop without people learns
-    from.
+    from, and `learnt` are the verdicts of people that a verifier learns from, which judges in their place then.
     """
     settings = sim.settings
     limit = prompts_per_round(settings, len(sim.data.train))
@@ -345,6 +347,8 @@ def judge(
                 break
         if not settings.has_people:
             rows = _judge_without_people(sim, name, rows, accepted or {}, seed)
+        elif learnt:
+            rows = _judge_by_verifier(sim, rows, learnt, seed)
         return [one.to_json() for one in rows]
 
     def note(rows: list[dict[str, Any]]) -> str:
@@ -413,6 +417,21 @@ def _judge_without_people(
         return [replace(one, picks=picks[one.example_id]) for one in rows]
     gold = {example.id: example.fields for example in sim.data.train}
     return [replace(one, picks=picks[one.example_id], values=dict(gold[one.example_id])) for one in rows]
+
+
+def _judge_by_verifier(
+    sim: Simulation, rows: Sequence[Judged], learnt: Sequence[JudgedRationale], seed: int
+) -> list[Judged]:
+    """The same sets with the picks of a verifier that was fitted on what people picked in the first round."""
+    settings, folder = replace(sim.settings, machine_critic="verifier"), sim.folder / sim.place(seed) / "verifier"
+    vlm = sim.models.load_version(None)
+    machine = fit_machine(vlm, sim.data.train, learnt, settings, folder, seed=seed)
+    if machine.critic is None:
+        raise SimulationError(f"the first round has too few verdicts for a verifier: {machine.reason}")
+    by_id = {example.id: example for example in sim.data.train}
+    examples, sets = [by_id[one.example_id] for one in rows], [one.candidates for one in rows]
+    picks = pick_by_verifier(vlm, machine.critic, examples, sets, settings.answer_fields)
+    return [replace(one, picks=mine, values=None) for one, mine in zip(rows, picks, strict=True)]
 
 
 def add_picks(accepted: Pool, judged: Iterable[Judged], fields: AnswerFields | None = None) -> Pool:
@@ -599,6 +618,7 @@ def run_loop(sim: Simulation, seed: int, base_val: Mapping[str, Any]) -> Loop:
     scores: dict[str, Any] | None = None
     rounds: list[dict[str, Any]] = []
     past: list[Judged] = []
+    learnt: list[JudgedRationale] = []
     for number in range(1, sim.settings.rounds + 1):
         name = f"{sim.place(seed)}/round-{number}"
         rows = judge(
@@ -611,11 +631,14 @@ def run_loop(sim: Simulation, seed: int, base_val: Mapping[str, Any]) -> Loop:
             accepted=accepted,
             order=_order_of_sets(sim, f"{sim.place(seed)}/round-{number - 1}", past, accepted, seed),
             show=_what_is_shown(sim, f"{sim.place(seed)}/round-{number - 1}", past, accepted, seed, number),
+            learnt=learnt,
         )
         past += rows
         judged_by_round.append(rows)
         judged.update(one.example_id for one in rows)
         before, accepted = accepted, add_picks(accepted, rows, sim.settings.answer_fields)
+        if sim.settings.critic == "verifier" and number == 1:
+            learnt = _judged_rationales(sim, rows, accepted)
         tuned, machine = None, None
         if sim.settings.machine_accepts:
             machine = _accept_by_machine(sim, name, adapter, past, accepted, seed, number)

@@ -311,6 +311,22 @@ def pick_by_help(
     return picks
 
 
+def pick_by_verifier(
+    vlm: Vlm,
+    critic: FittedCritic,
+    examples: Sequence[Example],
+    sets: Sequence[Sequence[Rationale]],
+    fields: AnswerFields | None = None,
+) -> list[tuple[int, ...]]:
+    """The picks of a machine critic that learnt from people, of each set: all that more likely fit than not."""
+    scores = iter(_score_sets(vlm, critic, examples, sets, fields))
+    rated = [[next(scores) for _ in one] for one in sets]
+    return [
+        tuple(place for place, score in enumerate(mine) if score > 0 and candidates[place].invalid is None)
+        for mine, candidates in zip(rated, sets, strict=True)
+    ]
+
+
 def _accepted_as_learnt(example: Example, text: str, fields: AnswerFields | None) -> JudgedRationale:
     if fields is not None:
         example, text = explained_by(example, json.loads(text), fields, "helpfulness")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from illume.evaluation.tasks import TASKS
 from illume.model.machine import pick_device
@@ -162,10 +162,11 @@ def _add_loop(parser: argparse.ArgumentParser, defaults: SimulationSettings) -> 
     add = group.add_argument
     add(
         "--critic",
-        choices=("truth", "rouge", "helpfulness"),
-        help="who judges: simulated people, by truth or by ROUGE-L with references, or nobody: the candidate is picked "
-        "that helps another copy of the model most to find the answer; default: truth if the prompts have scenes, "
-        "otherwise rouge",
+        choices=get_args(CriticKind),
+        help="who judges: simulated people, by truth or by ROUGE-L with references; nobody (helpfulness): that "
+        "candidate is picked which helps another copy of the model most to find the answer; or people in the first "
+        "round, and in the others a verifier that learnt from what they picked; default: truth if the prompts have "
+        "scenes, otherwise rouge",
     )
     add(
         "--threshold",

@@ -32,8 +32,9 @@ from illume.settings import (
 from illume.tuning.job import read_json, write_json
 from illume.validation import read_record
 
-CriticKind = Literal["truth", "rouge", "helpfulness"]
-"""Who judges: simulated people, or with `helpfulness` nobody (`illume.simulation.machine.pick_by_help`)."""
+CriticKind = Literal["truth", "rouge", "helpfulness", "verifier"]
+"""Who judges: simulated people; with `helpfulness` nobody (`illume.simulation.machine.pick_by_help`); with `verifier`
+people in the first round, and after it a machine critic that learnt from them (`pick_by_verifier` there)."""
 NextPrompt = Literal["priority", "uncertain", "critic"]
 Labels = Literal["own", "permuted"]
 Activation = Literal["always", "rule"]
@@ -124,15 +125,20 @@ class SimulationSettings:
                 raise SimulationError(f"{name}: must be above 0 and at most 1, not {getattr(self, name)}")
         if self.machine_accepts and self.answer_fields is not None:
             raise SimulationError("machine_accepts: a machine does not accept structured answers")
+        if self.mistakes > 0 and not self.has_people:
+            raise SimulationError("mistakes: is for verdicts of people, and the critic helpfulness needs none")
         for name, asked in (
-            ("mistakes", self.mistakes > 0),
             ("picks_per_round", self.picks_per_round > 0),
             ("machine_accepts", self.machine_accepts),
             ("next_prompt", self.next_prompt == "critic"),
             ("show_of", self.show_of != 0),
         ):
-            if asked and not self.has_people:
-                raise SimulationError(f"{name}: is for verdicts of people, and the critic helpfulness needs none")
+            if asked and not self.has_people_throughout:
+                raise SimulationError(f"{name}: is for verdicts of people in every round, unlike critic {self.critic}")
+        if self.critic == "verifier" and self.machine_critic != "verifier":
+            raise SimulationError(f"machine_critic: the critic verifier is one, not {self.machine_critic}")
+        if self.critic == "verifier" and self.rounds < 2:
+            raise SimulationError("rounds: must be at least 2, since the critic verifier judges from the second one on")
         shown = count_samples(self.candidates.temperatures)
         if self.show_of and (shown < LEAST_SHOWN or self.show_of <= shown):
             raise SimulationError(
@@ -141,8 +147,13 @@ class SimulationSettings:
 
     @property
     def has_people(self) -> bool:
-        """Whether simulated people judge."""
+        """Whether simulated people judge, be it in the first round only."""
         return self.critic != "helpfulness"
+
+    @property
+    def has_people_throughout(self) -> bool:
+        """Whether simulated people judge in every round."""
+        return self.critic in ("truth", "rouge")
 
     @property
     def answer_fields(self) -> AnswerFields | None:
@@ -342,6 +353,10 @@ def read_examples(settings: SimulationSettings) -> list[Example]:
         is_known = example.answer is not None if fields is None else knows_right(example.fields, fields)
         if not settings.has_people and not is_known:
             raise SimulationError(f"the critic helpfulness cannot judge {example.id}: it has no gold answer")
+        if settings.critic == "verifier" and found is None and not example.references:
+            raise SimulationError(
+                f"nobody can judge {example.id} in the first round: it has no scene and no references"
+            )
         if settings.critic == "rouge" and not example.references:
             raise SimulationError(f"the ROUGE-L critic cannot judge {example.id}: it has no references")
     if not settings.heldout_scenes and not any(example.split == "test" for example in examples):

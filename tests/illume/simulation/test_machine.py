@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from illume.critics.fitting import FittedCritic
+from illume.critics.fitting import FittedCritic, TooFewVerdictsError
 from illume.critics.quality import Threshold
 from illume.critics.rows import JudgedRationale
 from illume.critics.scoring import CriticScore
@@ -236,6 +236,43 @@ class TestLoop:
         assert result["seeds"]["1"]["rounds"][0]["accepted_prompts"] == 1
         assert (tmp_path / "stages/seed-1/round-1/judging-critic/half-1/adapter").is_dir()
 
+    def test_a_verifier_judges_after_people_did(
+        self, settings: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The scores are given: the first candidate of a set fits more likely than not, the second does not."""
+        asked = replace(settings, critic="verifier", rounds=2, controls=(), baselines=())
+        learnt: list[Sequence[JudgedRationale]] = []
+
+        def fit(_: object, judged: Sequence[JudgedRationale], *others: Any, **__: object) -> FittedCritic:
+            learnt.append(judged)
+            assert others[1].kind == "verifier"
+            return FittedCritic(others[1], others[0], ("a", "b"))
+
+        def give(_: object, __: object, rows: Sequence[tuple[Example, str]]) -> list[CriticScore]:
+            return [CriticScore(0.1 if place % 2 == 0 else -0.1, 9.0) for place in range(len(rows))]
+
+        monkeypatch.setattr(machine, "fit_critic", fit)
+        monkeypatch.setattr(machine, "score_rationales", give)
+        simulate(asked, tmp_path, display=quiet())
+        first, second = (
+            read_json(tmp_path / f"stages/seed-1/round-{number}/judging.json")["content"] for number in (1, 2)
+        )
+        assert all(row["picks"] == row["right"] for row in first)
+        assert all(row["picks"] == [0] for row in second)
+        [judged] = learnt
+        assert {one.example.id for one in judged} == {row["example_id"] for row in first}
+
+    def test_without_verdicts_enough_there_is_no_verifier(
+        self, settings: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fit(*_: object, **__: object) -> FittedCritic:
+            raise TooFewVerdictsError("nothing was turned down")
+
+        monkeypatch.setattr(machine, "fit_critic", fit)
+        asked = replace(settings, critic="verifier", rounds=2, controls=(), baselines=())
+        with pytest.raises(SimulationError, match="too few verdicts for a verifier: nothing was turned down"):
+            simulate(asked, tmp_path, display=quiet())
+
 
 class TestSettings:
     @pytest.mark.parametrize(
@@ -243,6 +280,12 @@ class TestSettings:
         [
             ({"mistakes": 0.1}, "mistakes: is for verdicts of people"),
             ({"machine_accepts": True}, "machine_accepts: is for verdicts of people"),
+            ({"critic": "verifier", "rounds": 2, "machine_accepts": True}, "in every round, unlike critic verifier"),
+            (
+                {"critic": "verifier", "rounds": 2, "machine_critic": "helpfulness"},
+                "machine_critic: the critic verifier",
+            ),
+            ({"critic": "verifier", "rounds": 1}, "rounds: must be at least 2, since the critic verifier"),
             ({"next_prompt": "critic"}, "next_prompt: is for verdicts of people"),
             ({"show_of": 12}, "show_of: is for verdicts of people"),
             ({"critic": "rouge", "show_of": 2}, "show_of: must be above what is shown of a set, which is 2"),
