@@ -30,6 +30,7 @@ from app.http.headers import SecurityHeaders
 from app.http.live_pages import LivePageCache
 from app.http.metrics import RequestMetrics
 from app.http.storable import CHECK_REQUEST
+from app.services.kernel import secret_key
 from app.settings import ROOT, Settings, get_settings
 from app.web import errors
 from app.web.guide import Guide
@@ -107,10 +108,11 @@ def places(settings: Settings) -> dict[Kind, Places]:
 
 @contextlib.asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Allow as many threads as the gate has places, and send a sweep to pick up what is due."""
+    """Allow as many threads as the gate has places, store a check of the secret key, and have what is due picked up."""
     settings = get_settings()
     limiter = anyio.to_thread.current_default_thread_limiter()
     limiter.total_tokens = max(limiter.total_tokens, settings.pool_size + engine.EXTRA_CONNECTIONS + 8)
+    await anyio.to_thread.run_sync(secret_key.store_check)
     await anyio.to_thread.run_sync(queue.send_now, queue.SWEEP)
     if threading.current_thread() is threading.main_thread():  # a process of its own: tests have many applications
         # What has been loaded by now stays: the garbage collector need not scan it again for each export's rows.

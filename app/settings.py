@@ -46,7 +46,9 @@ class Settings(BaseSettings):
         default=False,
         description="Load base models whose weights are pickle files, which can run code as they are opened",
     )
-    secret_key: str = Field(default="", description="Key of signed forms; empty: generated once and kept in data_dir")
+    secret_key: str = Field(
+        default="", description="Key of webhooks, pseudonyms and stored keys; empty: generated once, kept in data_dir"
+    )
     host: str = "127.0.0.1"
     port: int = 8000
     public_url: str = Field(

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from celery.exceptions import SecurityWarning
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from app import queue
+from app.db.sessions import session_scope
 from app.processes.log_lines import keep_lines_whole
+from app.services.kernel import secret_key
 from app.services.kernel.store import StoreMisnamed, check_store_url
 from app.settings import get_settings
 from illume.phrases import _
@@ -64,9 +66,13 @@ def run_worker(queues: tuple[str, ...], log_level: str) -> int:
     process = make_process(queues)
     try:
         _wait_for_database(process)
+        has_another_key = _has_another_key()
     except OperationalError as error:
         sys.stderr.write(f"The database cannot be reached: {error.orig}\n")
         return 1
+    if has_another_key:
+        sys.stderr.write(f"This worker has another secret key than the web server. {secret_key.REMEDY}\n")
+        return 2
     process.heartbeat.doing = _("starting")
     process.heartbeat.start()  # before torch is loaded, which takes long on a busy machine: pages show who is coming
     try:
@@ -152,6 +158,15 @@ def _wait_for_database(process: WorkerProcess) -> None:
             time.sleep(1.0)
         else:
             return
+
+
+def _has_another_key() -> bool:
+    """Whether the web server has another secret key, as far as the tables of this database can say."""
+    try:
+        with session_scope() as session:
+            return secret_key.is_another(session)
+    except ProgrammingError:  # the database is not upgraded yet
+        return False
 
 
 def run_beat(log_level: str) -> int:

@@ -26,6 +26,7 @@ from app.db import database_role, engine, migrations, poolers
 from app.errors import DomainError
 from app.processes.connect import connection_failure, services, use_kept_public_url
 from app.processes.private_files import open_to_others
+from app.services.kernel import secret_key
 from app.services.kernel.store import Store, StoreAway, StoreMisnamed, redacted
 from app.settings import ROOT, Settings, get_settings
 from illume.options import MACHINE
@@ -93,6 +94,7 @@ def examine(settings: Settings, *, processes: int = 1, models: bool = True) -> I
         lambda: check_database(settings),
         lambda: check_migrations(settings),
         lambda: check_pictures(settings),
+        lambda: check_secret_key(settings),
         lambda: check_connections(settings, processes),
         lambda: check_broker(settings),
         lambda: check_public_url(settings),
@@ -211,6 +213,21 @@ def check_pictures(settings: Settings) -> Finding:
             "Set ILLUME_STORE_URL to the folder or bucket that the other machines use, or mount that folder here.",
         )
     return Finding("pictures", True, "the newest one of the database is in the store")
+
+
+def check_secret_key(settings: Settings) -> Finding:
+    """Whether this machine has the key that the web server started with: machines that work together share one."""
+    try:
+        with psycopg.connect(engine.libpq_url(settings.database_url), connect_timeout=3) as connection:
+            row = connection.execute("SELECT key_check FROM installations").fetchone()
+    except (psycopg.Error, ValueError):
+        return Finding("secret key", False, "unknown until the database has its tables", "Fix the database first.")
+    if row is None:
+        return Finding("secret key", True, "compared once a web server has started")
+    if row[0] != secret_key.make_check(settings.secret_key):
+        detail = "this machine has another one than the web server: a worker refuses to start"
+        return Finding("secret key", False, detail, secret_key.REMEDY)
+    return Finding("secret key", True, "the web server's")
 
 
 def check_connections(settings: Settings, processes: int) -> Finding:

@@ -1,15 +1,28 @@
-"""Operations: workers, devices, counts, webhooks, the audit log, and uploads to the Hugging Face Hub."""
+"""Operations: the installation, workers, devices, counts, webhooks, the audit log, and uploads to the Hub."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Identity, Index, String, Text, func, text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, String, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base, StoredPhrase
 from app.models.states import DeliveryState, EnumText, PublicationState, RepositoryKind, enum_check
+
+
+class Installation(Base):
+    """What all machines of an installation have in common, in one row: a check of the secret key, never the key.
+
+    Web servers write it as they start. `app/services/kernel/secret_key.py` says what it is compared with.
+    """
+
+    __tablename__ = "installations"
+    __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, server_default="1")
+    key_check: Mapped[str] = mapped_column(String(64))
 
 
 class Worker(Base):

@@ -13,11 +13,12 @@ import time_machine
 from celery.beat import ScheduleEntry
 
 from app import queue
+from app.db import migrations
 from app.db.sessions import database_now, session_scope
 from app.processes.connect import forget_settings
 from app.services import sweep
 from app.services.integrations import webhooks
-from app.services.kernel import workers
+from app.services.kernel import secret_key, workers
 from app.settings import ROOT, get_settings
 from illume.model import machine
 from tests.worker import loop
@@ -128,6 +129,27 @@ class TestMain:
         forget_settings()
         assert main(["--queues", "default"]) == 2
         assert capsys.readouterr().err == "ILLUME_STORE_URL=nonsense://host/store: Protocol not known: nonsense.\n"
+
+    @pytest.mark.parametrize("web_key", ["another", "the same", "none stored", "tables of before"])
+    def test_a_worker_needs_the_secret_key_of_the_web_server(
+        self,
+        web_key: str,
+        process: WorkerProcess,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        if web_key in ("another", "the same"):
+            secret_key.store_check()
+        if web_key == "another":
+            monkeypatch.setenv("ILLUME_SECRET_KEY", "made on this machine")
+        if web_key == "tables of before":
+            migrations.downgrade(get_settings().database_url, "0047")
+        monkeypatch.setenv("ILLUME_REDIS_URL", "redis://127.0.0.1:1/0")
+        forget_settings()
+        monkeypatch.setattr("worker.__main__._model_problem", lambda: "It went on.")
+        assert main(["--queues", "model"]) == 2
+        refusal = f"This worker has another secret key than the web server. {secret_key.REMEDY}\n"
+        assert capsys.readouterr().err == (refusal if web_key == "another" else "It went on.\n")
 
     @pytest.mark.parametrize(
         ("name", "value", "reason"),

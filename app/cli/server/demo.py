@@ -74,9 +74,11 @@ def prepare(settings: Settings, *, say: Say) -> tuple[dict[str, dict[str, str]],
     """
     from app.cli.server import seeding
     from app.db.sessions import session_scope
+    from app.services.kernel import secret_key
 
     wait_for_database(settings, say=say)
     upgrade_tables(settings)
+    secret_key.store_check()  # before the workers start, which compare their key with it
     path = settings.data_dir / ACCOUNTS_FILE
     known = json.loads(path.read_text()) if path.exists() else {}
     with session_scope() as session:

@@ -60,6 +60,7 @@ OURS = columns(
     images="media_type sha256",
     imported_rows="key",
     imports="file_key images_key worker",
+    installations="key_check",
     model_trials="worker",
     model_versions="adapter base_model",
     one_time_links="token_hash",

@@ -31,6 +31,7 @@ from app.cli import round as tuning_round
 from app.models import Project, Role, Round, RoundState, Split
 from app.processes.connect import forget_settings
 from app.processes.embedded import SERVICES_FILE, free_port
+from app.services.kernel import secret_key
 from app.services.kernel.store import Store
 from app.services.rounds.rounds import RoundPreview
 from app.settings import ROOT, Settings, get_settings
@@ -661,7 +662,7 @@ class TestDoctor:
         done = run("doctor", "--skip-model")
         assert done.returncode == 0, done.stdout
         checked = [line[9:].split(":")[0] for line in done.stdout.splitlines()]
-        services = ["database", "migrations", "pictures", "connections", "broker"]
+        services = ["database", "migrations", "pictures", "secret key", "connections", "broker"]
         assert checked == ["data directory", "store", *services, "public URL", "web process"]
 
     @pytest.mark.parametrize(
@@ -738,6 +739,17 @@ class TestDoctor:
         Store(here.store).put_bytes(data)
         assert doctor.check_pictures(here).ok
 
+    def test_a_secret_key_of_another_machine_is_noticed(self, committed_db: CommittedDatabase) -> None:
+        here = get_settings()
+        assert doctor.check_secret_key(here) == doctor.Finding(
+            "secret key", True, "compared once a web server has started"
+        )
+        secret_key.store_check()
+        assert doctor.check_secret_key(here) == doctor.Finding("secret key", True, "the web server's")
+        found = doctor.check_secret_key(here.model_copy(update={"secret_key": "another"}))
+        assert (found.ok, "another one than the web server" in found.detail) == (False, True)
+        assert found.remedy.startswith("Set ILLUME_SECRET_KEY to the web server's")
+
     def test_it_shows_the_public_url(self) -> None:
         url = "https://illume.example.org"
         found = doctor.check_public_url(Settings(public_url=url))
@@ -752,5 +764,6 @@ class TestDoctor:
         done = run("doctor", "--skip-model", "--workers", "9", ILLUME_DATABASE_URL=none, ILLUME_REDIS_URL=away)
         assert done.returncode == 1
         problems = [line for line in done.stdout.splitlines() if line.startswith("PROBLEM")]
-        assert [line[9:].split(":")[0] for line in problems] == ["migrations", "pictures", "connections", "broker"]
+        found = [line[9:].split(":")[0] for line in problems]
+        assert found == ["migrations", "pictures", "secret key", "connections", "broker"]
         assert "Run `illume db upgrade`." in done.stdout

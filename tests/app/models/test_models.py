@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import delete, insert, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.models import AssignmentState, CandidateSetState, RoundState, User, VerdictKind
+from app.models import AssignmentState, CandidateSetState, Installation, RoundState, User, VerdictKind
 from tests import factories as make
 
 
@@ -21,6 +21,15 @@ class TestUsers:
         session.add(User(email="x@example.org", role="king"))
         with pytest.raises(IntegrityError, match="ck_users_role_known"):
             session.flush()
+
+
+class TestInstallations:
+    def test_there_is_one_row(self, session: Session) -> None:
+        session.execute(delete(Installation))
+        session.add(Installation(key_check="a"))
+        session.flush()
+        with pytest.raises(IntegrityError, match="ck_installations_one_row"):
+            session.execute(insert(Installation).values(id=2, key_check="b"))
 
 
 class TestProjects:

@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from sqlalchemy import select
 
-from app.cli.server import demo
+from app.cli.server import demo, seeding
+from app.models import Installation
 from app.processes import health_checks
 from app.processes.supervise import start_child
+from app.services.kernel import secret_key
 from app.settings import Settings, get_settings
+from tests.conftest import CommittedDatabase
 
 ADDRESS = "http://127.0.0.1:8000"
 
@@ -68,6 +72,17 @@ def test_opens_a_browser_only_for_somebody_who_sees_it(
     assert said[0] == "admin: admin@example.org  password a password  token a token"
     assert said[1] == f"first steps: {ADDRESS}/admin/projects/scenes/first-steps (sign in as admin@example.org)"
     assert said[-1] == f"ready: {ADDRESS}"
+
+
+def test_the_check_of_the_secret_key_is_stored_before_workers_start(
+    committed_db: CommittedDatabase, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(seeding, "seed_demo", lambda *_: {})
+    monkeypatch.setattr(seeding, "is_complete", lambda *_: True)
+    here = get_settings().model_copy(update={"data_dir": tmp_path})
+    demo.prepare(here, say=print)
+    with committed_db.sessions() as session:
+        assert session.scalar(select(Installation.key_check)) == secret_key.make_check(here.secret_key)
 
 
 @pytest.mark.parametrize("word", ["--no-open", "--no-browser"])
