@@ -184,6 +184,15 @@ class TestPerson:
         assert "person.erase" in deeds
         assert users.list_users(world.session, world.admin)[-1].id != critic.user_id
 
+    def test_they_are_found_in_snapshots_made_with_another_secret_key(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Records name critics by a pseudonym, which is another one then."""
+        monkeypatch.setenv("ILLUME_SECRET_KEY", "another-key-than-the-one-of-the-snapshot")
+        forget_settings()
+        world.run(erasures.erase_person(world.session, world.admin, world.critics[1].user_id))
+        assert WORDS not in world.everything()
+
     def test_webhooks_are_told_and_keep_nothing(self, world: World) -> None:
         hook, _ = webhooks.add_webhook(world.session, SYSTEM, url="https://8.8.8.8/", events=["verdict"], project=None)
         hook.feed_xid = "0"  # as if it had existed before the verdicts
