@@ -23,11 +23,11 @@ REMEDY = (
     "one here. If the key was changed on purpose, start the web server with the new one first."
 )
 CHANGED = (
-    "The secret key (ILLUME_SECRET_KEY, or secret.key in the data folder) is not the one that this installation had. "
-    "Webhooks are signed with other secrets now: renew them. The stored keys of model servers cannot be opened: enter "
-    "them again. Critics have other pseudonyms in exports, but not in snapshots that exist. Sign-ins that were under "
-    "way at a provider have to begin again. Workers that have the former key refuse to start. If this was a mistake, start "
-    "again with the former key."
+    "The secret key (ILLUME_SECRET_KEY, or secret.key in the data folder) is not the one that this installation "
+    "had. Webhooks are signed with other secrets now: renew them. The stored keys of model servers cannot be "
+    "opened: enter them again. Critics have other pseudonyms in exports, but not in snapshots that exist. Sign-ins "
+    "that were under way at a provider have to begin again. Workers that have the former key refuse to start. If "
+    "this was a mistake, start again with the former key."
 )
 
 
