@@ -149,7 +149,9 @@ class TestServedModel:
         self, judged: tuple[Session, Any], served: list[str], of_snapshot: bool
     ) -> None:
         session, project = judged
-        frozen = {"snapshot": str(snapshots.freeze(session, SYSTEM, project).id)} if of_snapshot else {}
+        frozen: dict[str, Any] = {}
+        if of_snapshot:
+            frozen = {"snapshot": str(snapshots.freeze(session, SYSTEM, project).id)}
         plan = planned(judged, ExportRequest(**frozen))
         found = {row["prompt"]: row["served_model"] for row in rows(plan)}
         assert list(found.values()) == served
