@@ -107,7 +107,7 @@ class Tasks:
         self.process.run_in_background(logged(work), lane=f"hand-over {adapter_id}")
 
     def remove_adapter(self, adapter_id: int) -> None:
-        """Take an adapter of an erased project off a model server, in the background."""
+        """Take an adapter off a model server, in the background."""
         work = functools.partial(removing.remove_adapter, adapter_id, check=self.process.check)
         self.process.run_in_background(logged(work), lane=f"removal of adapter {adapter_id}")
 

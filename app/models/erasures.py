@@ -53,7 +53,7 @@ class Erasure(Base):
 
 
 class StoreRemoval(Base):
-    """A key of the store whose bytes are to be removed once nothing refers to it."""
+    """A key of the store whose bytes are to be removed once nothing refers to it, or a copy of an adapter."""
 
     __tablename__ = "store_removals"
 

@@ -14,7 +14,7 @@ from app.db.sessions import database_now, session_scope
 from app.errors import DomainError
 from app.models import IdempotencyKey, Import, ImportState, Project, Round, SignInAttempt, WebSession
 from app.services.candidates import pools
-from app.services.engines import handing_over, probing, removing
+from app.services.engines import copies, handing_over, probing, removing
 from app.services.erasure import redaction, running
 from app.services.imports import running as imports
 from app.services.integrations import webhooks
@@ -94,12 +94,13 @@ def run() -> None:
 
 
 def _remove_files() -> None:
-    """Remove files of the store, last and in a transaction of its own: a store that is away holds nothing else up."""
-    try:
-        with session_scope() as session:
-            redaction.remove_files(session)
-    except (StoreAway, OSError, OperationalError) as error:
-        log.warning("files of the store are removed later: %s", str(error).splitlines()[0])
+    """Remove files, last and in transactions of their own: a store that is away holds nothing else up."""
+    for remove in (copies.remove_scheduled, redaction.remove_files):
+        try:
+            with session_scope() as session:
+                remove(session)
+        except (StoreAway, OSError, OperationalError) as error:
+            log.warning("files of the store are removed later: %s", str(error).splitlines()[0])
 
 
 def _start_round(project_id: int) -> None:

@@ -62,7 +62,7 @@ def fill_from_engine(process: WorkerProcess, project_id: int) -> int:
     A server that cannot be used pauses the project, which says why. Raises Stopping if this process should stop.
     """
     # The worker's other tasks may sample too, and their sets must not be released with these.
-    worker = f"{process.name}/{project_id}"
+    worker = pools.engine_sampler(process.name, project_id)
     stored = 0
     process.heartbeat.hold_sampler(worker)
     try:

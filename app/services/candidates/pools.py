@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select, text
@@ -13,6 +14,7 @@ from app.models import (
     Candidate,
     CandidateSet,
     CandidateSetState,
+    ModelVersion,
     Project,
     Prompt,
     PromptState,
@@ -76,6 +78,24 @@ def is_sampled_elsewhere(session: Session, project: Project) -> bool:
     query = select(CandidateSet.id).where(
         CandidateSet.project_id != project.id,
         CandidateSet.state == CandidateSetState.sampling,
+        held(CandidateSet.beats_at),
+    )
+    return session.scalar(query.limit(1)) is not None
+
+
+def engine_sampler(worker: str, project_id: int) -> str:
+    """The name under which a worker samples from a project's model server: apart from what else it samples."""
+    return f"{worker}/{project_id}"
+
+
+def is_sampled_from_engine(session: Session, version: ModelVersion, *, until: datetime) -> bool:
+    """Whether sets that were claimed until then are still being sampled with a version on a model server."""
+    query = select(CandidateSet.id).where(
+        CandidateSet.project_id == version.project_id,
+        CandidateSet.version_id == version.id,
+        CandidateSet.state == CandidateSetState.sampling,
+        CandidateSet.worker.endswith(engine_sampler("", version.project_id), autoescape=True),
+        CandidateSet.created_at <= until,
         held(CandidateSet.beats_at),
     )
     return session.scalar(query.limit(1)) is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +15,7 @@ from app import queue
 from app.db.base import phrased
 from app.errors import Conflict, Invalid, NotFound
 from app.models import Engine, EngineAdapter, EngineState, Project, SettingRevision
-from app.services.engines.copies import remove_copy
+from app.services.engines.copies import schedule_removal
 from app.services.engines.keys import seal
 from app.services.engines.reach import reach_of_engines
 from app.services.integrations import safe_http
@@ -136,7 +135,7 @@ def request_probe(session: Session, actor: Actor, engine_id: int) -> Engine:
 def remove_engine(session: Session, actor: Actor, engine_id: int) -> None:
     """Remove a model server that no project samples from. Raises `Conflict`, which names the projects.
 
-    Copies of its adapters go too, if this machine sees the folder that is shared with servers.
+    A worker removes the copies of its adapters. What the server has loaded it keeps until it is restarted.
     """
     found = get_engine(session, actor, engine_id)
     used = projects_of(session, found)
@@ -145,9 +144,7 @@ def remove_engine(session: Session, actor: Actor, engine_id: int) -> None:
             _("Projects sample from this server: %(list)s. Let them use another one first.", list=", ".join(used[:10]))
         )
     audit.record(session, actor, "engine.remove", f"engine:{found.id}", name=found.name)
-    for name in session.scalars(select(EngineAdapter.name).where(EngineAdapter.engine_id == found.id)):
-        with contextlib.suppress(OSError):
-            remove_copy(name)
+    schedule_removal(session, session.scalars(select(EngineAdapter.name).where(EngineAdapter.engine_id == found.id)))
     session.delete(found)
     session.flush()
 

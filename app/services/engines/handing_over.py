@@ -23,7 +23,7 @@ from app.services.kernel.actors import SYSTEM
 from app.services.kernel.store import StoreAway
 from app.services.projects import pauses
 from app.services.rounds import versions
-from app.services.rounds.hand_over import why_unfit
+from app.services.rounds.hand_over import engine_of, why_unfit
 from illume.engines import adapters
 from illume.engines.capabilities import Capabilities
 from illume.engines.completions import complete, request_body
@@ -76,6 +76,8 @@ def hand_over(adapter_id: int, *, check: Callable[[], None]) -> None:
         if found is None:
             return
         engine = session.get_one(Engine, found.engine_id)
+        if _is_left(session, found):
+            return
         if engine.state is EngineState.probing:
             return  # The sweep asks again: first it has to be known what the server is.
         if engine.state is EngineState.failed:
@@ -129,6 +131,29 @@ def _read(session: Session, adapter_id: int) -> HandOver | None:
         engine.model,
         Capabilities.from_json(engine.capabilities),
     )
+
+
+def _is_left(session: Session, found: HandOver) -> bool:
+    """Whether the project samples elsewhere now. Then nothing is loaded, and a version that waits becomes active there.
+
+    The adapter counts as one that failed: its copy is removed, and the server asked to unload what it may have loaded.
+    """
+    project = session.get_one(Project, found.project_id)
+    versions.lock_project(session, project)
+    engine = engine_of(session, project)
+    row = session.get(EngineAdapter, found.row_id, with_for_update=True, populate_existing=True)
+    if row is None or row.state is not AdapterState.waiting:
+        return True  # another worker was faster
+    if engine is not None and engine.id == found.engine_id:
+        return False
+    activate = row.activate
+    row.state, row.activate, row.requested_at = AdapterState.failed, False, func.now()
+    row.error = _why_not_loaded(found, _("the project no longer samples from this server"))
+    session.flush()
+    queue.send(session, queue.REMOVE_ADAPTER, row.id)
+    if activate:
+        versions.put_in_force(session, SYSTEM, project, session.get_one(ModelVersion, found.version_id))
+    return True
 
 
 async def _load(connection: Connection, found: HandOver) -> None:

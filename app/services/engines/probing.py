@@ -14,6 +14,7 @@ from app.db.sessions import session_scope
 from app.errors import DomainError
 from app.models import Engine, EngineAdapter, EngineState
 from app.services.engines import engines
+from app.services.engines.loaded import try_again
 from app.services.engines.reach import Connection, connection_of
 from app.services.kernel.actors import SYSTEM
 from illume.engines.capabilities import Capabilities
@@ -93,3 +94,5 @@ def _store(
         if error is not None and not waits:
             values["state"] = EngineState.failed
         session.execute(update(Engine).where(*is_same).values(**values).execution_options(synchronize_session=False))
+        if capabilities is not None:
+            try_again(session, engine_id)

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from app.db.sessions import session_scope
 from app.models import Image, Import, ModelVersion, Snapshot, StoreRemoval, Verdict
+from app.services.engines import copies
 from app.services.kernel.store import get_store
 
 KEPT_FIELDS = ("schema_version", "id", "prompt", "role", "verdict", "snapshot")
@@ -117,8 +118,9 @@ def schedule_removal(session: Session, keys: Iterable[str | None]) -> None:
 
 def remove_files(session: Session) -> int:
     """Remove scheduled files that nothing refers to. Returns how many were processed."""
+    of_store = select(StoreRemoval.key).where(~StoreRemoval.key.startswith(copies.SCHEDULED, autoescape=True))
     keys = session.scalars(
-        select(StoreRemoval.key).order_by(StoreRemoval.key).limit(REMOVAL_BATCH).with_for_update(skip_locked=True)
+        of_store.order_by(StoreRemoval.key).limit(REMOVAL_BATCH).with_for_update(skip_locked=True)
     ).all()
     named = keys_in_use(session, keys)
     for key in keys:

@@ -20,6 +20,7 @@ TEXTS = (
     "answer_source",
     "critic",
     "version",
+    "served_model",
     "candidate",
     "rejected_candidate",
     "seed",

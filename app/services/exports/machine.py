@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import orjson
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from app.db.sessions import id_in, session_scope
@@ -16,7 +16,7 @@ from app.models import Candidate, CandidateSet, Image, ModelVersion, Split
 from app.services.acceptance.machine import IN_FORCE
 from app.services.acceptance.positions import was_seen
 from app.services.candidates.candidates import load_prompts_data
-from app.services.exports.reader import RecordFilter
+from app.services.exports.reader import FOLDER, RecordFilter
 from app.services.exports.shapes import BallotResult, ExportRow, JudgedText, Shape, make_ballot_rows
 from app.services.kernel.store import get_store
 from illume.parts import parts_data
@@ -95,7 +95,13 @@ def _rows_of(texts: Sequence[MachineText], filters: RecordFilter, shape: Shape) 
     with session_scope() as session:
         kinds = _image_kinds(session, {name for one in texts for name in one.prompt["images"]})
         made_by = session.execute(
-            select(Candidate.id, CandidateSet.id.label("set_id"), CandidateSet.version_id, ModelVersion.number)
+            select(
+                Candidate.id,
+                CandidateSet.id.label("set_id"),
+                CandidateSet.version_id,
+                ModelVersion.number,
+                func.regexp_replace(CandidateSet.served_model, FOLDER, "").label("served_model"),
+            )
             .join(CandidateSet, CandidateSet.id == Candidate.candidate_set_id)
             .outerjoin(ModelVersion, ModelVersion.id == CandidateSet.version_id)
             .where(id_in(Candidate.id, {one.candidate_id for one in texts}))
@@ -115,6 +121,7 @@ def _rows_of(texts: Sequence[MachineText], filters: RecordFilter, shape: Shape) 
             ],
             "version": None if version is None or version.version_id is None else str(version.version_id),
             "version_number": None if version is None else version.number,
+            "served_model": None if version is None else version.served_model,
         }
         said = JudgedText(one.text, str(one.candidate_id), 0, by_machine=True)
         group = "" if version is None else str(version.set_id)

@@ -33,6 +33,9 @@ FIRST_PAGE = 200  # small, so that the first bytes are sent early
 PAUSE, LONGEST_PAUSE = 3.0, 1.0  # as a multiple of the work's duration, and in seconds; see `with_backpressure`
 LINE_BREAKS = [(character.encode(), rb"\u%04x" % ord(character)) for character in "\u0085\u2028\u2029"]
 
+FOLDER = "^(?=[/.]).*/(?=[^/@])"
+"""What precedes the own name of a model that is a folder: exports are given away, and tell nobody where it lies."""
+
 
 def _json(value: str) -> str:
     return f"coalesce(to_json({value})::text, 'null')"
@@ -97,6 +100,7 @@ _SNAPSHOTS = """(
         UNION SELECT CAST(:own_snapshot AS bigint) WHERE CAST(:own_snapshot AS bigint) IS NOT NULL
     ) i
 )"""
+_SERVED_MODEL = f"regexp_replace(s.served_model, '{FOLDER}', '')"
 _RECORD = f"""concat(
     '"id":"', v.id, '","prompt":"', p.id, '","external_id":', {_json("p.external_id")}, ',"split":"', p.split,
     '","prompt_state":"', p.state, '","images":[', {_IMAGES}, '],"question":', to_json(p.question),
@@ -105,7 +109,8 @@ _RECORD = f"""concat(
     ',"references":', p.references, ',"metadata":', p.metadata, ',"candidate_set":"', s.id,
     '","source":"', s.source, '","slots":', CASE v.state WHEN 'decided' THEN 1 ELSE s.slots END,
     ',"version":', {_id("s.version_id")},
-    ',"version_number":', {_json("m.number")}, ',"candidates":[', {_CANDIDATES}, '],"shown":["',
+    ',"version_number":', {_json("m.number")}, ',"served_model":', {_json(_SERVED_MODEL)},
+    ',"candidates":[', {_CANDIDATES}, '],"shown":["',
     array_to_string(v.shown, '","'), '"],"kind":"', v.kind, '","rationale":', {_json("v.rationale")},
     ',"edited_from":', {_id("v.edited_from")},
     ',"reason":', {_json("v.reason")}, ',"comment":', {_json("v.comment")}, ',"seconds":', {_json("v.seconds")},

@@ -488,6 +488,7 @@ def origin_columns(judged: BallotResult) -> ExportRow:
         "votes": 0,
         "version": record["version"],
         "version_number": record["version_number"],
+        "served_model": record.get("served_model"),  # older snapshots do not say
         "source": "",
         "candidate": None,
         "edited_from": None,

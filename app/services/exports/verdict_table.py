@@ -29,6 +29,7 @@ COLUMNS = (
     "candidate_set",
     "version",
     "version_number",
+    "served_model",
     "n_candidates",
     "n_picked",
     "picked",

@@ -78,6 +78,7 @@ class RecordIn(BaseModel):
     source: CandidateSource | None = None
     slots: int | None = Field(None, ge=1, le=1000)
     version_number: int | None = None
+    served_model: Annotated[str, StringConstraints(max_length=600), Storable] | None = None
     candidates: list[RecordCandidate] = Field(min_length=1, max_length=100)
     shown: list[RecordId]
     critic: RecordId

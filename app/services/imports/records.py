@@ -262,6 +262,7 @@ class _SetImporter:
             project_id=self.project.id,
             prompt_id=prompt_id,
             version_id=version_id,
+            served_model=record.served_model,
             source=record.source or (CandidateSource.imported if version_id is None else CandidateSource.model),
             state=CandidateSetState.judged,
             answer=record.answer,

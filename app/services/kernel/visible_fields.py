@@ -82,8 +82,8 @@ FIELDS: Mapping[AnswerShape, Mapping[str, Right | None]] = {
         sees_references="references metadata gold",
         # The candidates of gold prompts are imported: the source would tell.
         sees_model="""
-            answer_source source version version_number candidates.temperature candidates.seed candidates.mean_logprob
-            candidates.invalid candidates.scores
+            answer_source source version version_number served_model candidates.temperature candidates.seed
+            candidates.mean_logprob candidates.invalid candidates.scores
         """,
         sees_others="prompt_state slots critic_weight snapshots",
     ),

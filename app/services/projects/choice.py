@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from app import queue
+from app.db.base import phrased
 from app.errors import Invalid
-from app.models import Engine
+from app.models import AdapterState, Engine, EngineAdapter, ModelVersion
 from illume.phrases import _
 
 if TYPE_CHECKING:
@@ -37,6 +39,29 @@ def check_engine(session: Session, settings: ProjectSettings) -> None:
             ),
             field="next_prompt",
         )
+
+
+def note_move(session: Session, project_id: int) -> None:
+    """Have adapters of a project, which samples elsewhere from now on, taken off the server that it leaves.
+
+    A worker does that, and first looks whether it is due. Where it failed before, it is tried anew.
+    """
+    of_project = EngineAdapter.version_id.in_(select(ModelVersion.id).where(ModelVersion.project_id == project_id))
+    session.execute(
+        update(EngineAdapter)
+        .where(of_project, EngineAdapter.state == AdapterState.loaded)
+        .values(phrased(error=None))
+        .execution_options(synchronize_session=False)
+    )
+    moved = session.scalars(
+        update(EngineAdapter)
+        .where(of_project, EngineAdapter.state.in_((AdapterState.loaded, AdapterState.failed)))
+        .values(requested_at=func.now())
+        .returning(EngineAdapter.id)
+        .execution_options(synchronize_session=False)
+    )
+    for adapter_id in sorted(moved):
+        queue.send(session, queue.REMOVE_ADAPTER, adapter_id)
 
 
 def lacks_uncertainty(engine: Engine, settings: ProjectSettings) -> bool:

@@ -47,7 +47,7 @@ from app.services.kernel.text_rules import JsonObject
 from app.services.projects import pauses
 from app.services.projects.activation import change_base_model
 from app.services.projects.base_models import refuse_unlisted
-from app.services.projects.choice import LOCAL, check_engine
+from app.services.projects.choice import LOCAL, check_engine, note_move
 from illume.critics.choosing import LEAST_SHOWN, count_samples
 from illume.critics.structured import check_choices
 from illume.fields.definitions import MAX_FIELDS, read_answer_fields
@@ -558,6 +558,8 @@ def _apply_changes(session: Session, project: Project, before: ProjectSettings, 
         queue.send(session, queue.SCORE_CANDIDATES, project.id)
     if changed("overlap", "adaptive_overlap", "aggregation", "weigh_reliability"):
         rules.refresh_prompts(session, project.id)
+    if changed("engine"):
+        note_move(session, project.id)
     if changed(*SAMPLING_SETTINGS):
         again = (CandidateSet.project_id == project.id, CandidateSet.state == CandidateSetState.failed)
         session.execute(

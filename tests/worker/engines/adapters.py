@@ -6,7 +6,7 @@ from sqlalchemy import select
 
 from app.db.sessions import session_scope
 from app.models import EngineAdapter, ModelVersion, Project
-from app.services.engines import handing_over
+from app.services.engines import handing_over, removing
 from app.services.kernel.actors import SYSTEM
 from app.services.rounds import versions
 from tests import factories
@@ -34,6 +34,14 @@ def hand_over_all(worker: WorkerProcess) -> None:
         due = handing_over.list_due(session)
     for adapter_id in due:
         handing_over.hand_over(adapter_id, check=worker.check)
+
+
+def remove_all(worker: WorkerProcess) -> None:
+    """Take off their servers what is to be taken off."""
+    with session_scope() as session:
+        due = removing.list_due(session)
+    for adapter_id in due:
+        removing.remove_adapter(adapter_id, check=worker.check)
 
 
 def active_number(project_id: int) -> int:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from app import queue
 from app.db.sessions import session_scope
-from app.models import Engine, EngineAdapter, Project
+from app.models import Engine, EngineAdapter, Project, StoreRemoval
 from app.services import sweep
 from app.services.engines import engines, handing_over, removing
+from app.services.engines.loaded import PATIENCE
 from app.services.erasure import erasures, running
 from app.services.kernel.actors import SYSTEM
 from app.services.projects import projects
 from illume.engines import adapters
 from tests.model_server import ModelServer
-from tests.worker.engines.adapters import activate, add_version, hand_over_all, rows
+from tests.worker.engines.adapters import activate, add_version, hand_over_all, remove_all, rows
 from worker.process import WorkerProcess
 
 
@@ -25,13 +27,6 @@ def erase(project_id: int) -> None:
     with session_scope() as session:
         asked = erasures.erase_project(session, SYSTEM, session.get_one(Project, project_id).slug).id
     running.run_erasure(asked)
-
-
-def remove_all(worker: WorkerProcess) -> None:
-    with session_scope() as session:
-        due = removing.list_due(session)
-    for adapter_id in due:
-        removing.remove_adapter(adapter_id, check=worker.check)
 
 
 @pytest.fixture
@@ -85,7 +80,7 @@ def test_a_server_that_is_away_is_asked_again_for_a_while(
     assert list(shared.iterdir()) == []  # what can be removed is removed
     assert len(rows()) == 3
     with session_scope() as session:
-        session.execute(update(EngineAdapter).values(requested_at=EngineAdapter.requested_at - removing.PATIENCE))
+        session.execute(update(EngineAdapter).values(requested_at=EngineAdapter.requested_at - PATIENCE))
     remove_all(worker)
     assert rows() == []
 
@@ -126,12 +121,46 @@ def test_a_hand_over_that_was_under_way_is_taken_back(
     assert (rows(), server.adapters, list(shared.iterdir())) == ([], {}, [])
 
 
-def test_copies_of_a_server_that_is_removed_go_with_it(
-    project_id: int, loaded: list[EngineAdapter], shared: Path
-) -> None:
-    (shared / "of another server").mkdir()
-    with session_scope() as session:
-        projects.update_project(session, SYSTEM, session.get_one(Project, project_id).slug, {"engine": "local"})
-        engines.remove_engine(session, SYSTEM, loaded[0].engine_id)
-    assert [copy.name for copy in shared.iterdir()] == ["of another server"]
-    assert rows() == []
+class TestCopiesOfAServerThatIsRemoved:
+    @pytest.fixture(autouse=True)
+    def leave(self, project_id: int, loaded: list[EngineAdapter]) -> None:
+        with session_scope() as session:
+            projects.update_project(session, SYSTEM, session.get_one(Project, project_id).slug, {"engine": "local"})
+
+    def test_go_once_that_is_committed(self, loaded: list[EngineAdapter], shared: Path) -> None:
+        (shared / "of another server").mkdir()
+        with session_scope() as session:
+            engines.remove_engine(session, SYSTEM, loaded[0].engine_id)
+        assert rows() == []
+        assert len(list(shared.iterdir())) == 3  # no file is removed in a web request
+        sweep.run()
+        assert [copy.name for copy in shared.iterdir()] == ["of another server"]
+        with session_scope() as session:
+            assert session.scalars(select(StoreRemoval)).all() == []
+
+    def test_stay_if_it_is_not(self, loaded: list[EngineAdapter], shared: Path) -> None:
+        with session_scope() as session:
+            engines.remove_engine(session, SYSTEM, loaded[0].engine_id)
+            session.rollback()
+        sweep.run()
+        assert {copy.name for copy in shared.iterdir()} == {loaded[0].name, loaded[1].name}
+        assert len(rows()) == 3
+
+    def test_one_that_cannot_be_removed_holds_nothing_up_and_is_tried_again(
+        self, loaded: list[EngineAdapter], shared: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        stuck, other = (shared / one.name for one in loaded[:2])
+        shutil.rmtree(stuck)
+        stuck.write_text("no folder")
+        with session_scope() as session:
+            engines.remove_engine(session, SYSTEM, loaded[0].engine_id)
+            session.add(StoreRemoval(key="0" * 64))
+        sweep.run()
+        assert (stuck.exists(), other.exists()) == (True, False)
+        assert "a copy of an adapter is removed later" in caplog.text
+        with session_scope() as session:
+            assert session.scalars(select(StoreRemoval.key)).all() == [f"adapters/{stuck.name}"]
+        stuck.unlink()
+        sweep.run()
+        with session_scope() as session:
+            assert session.scalars(select(StoreRemoval.key)).all() == []

@@ -17,6 +17,7 @@ from app.errors import Conflict, Invalid
 from app.http.dependencies import SessionDep
 from app.models import Engine, EngineState
 from app.services.engines import engines
+from app.services.engines.loaded import LoadedAdapter, Use, list_loaded
 from app.services.kernel.actors import parse_id, require_admin
 from app.web.access import Form, Me, Poster, SignedIn, text_of
 from app.web.admin.frame import back_to
@@ -46,12 +47,34 @@ ORDER = {
     "pictures_first": _("pictures are read before all texts"),
     "unknown": _("nobody knows where pictures are read"),
 }
+USES = {
+    Use.active: _("in use"),
+    Use.spare: _("loaded, not in use"),
+    Use.leaving: _("waits to be unloaded"),
+    Use.stuck: _("still loaded"),
+}
+USE_TONES = {Use.active: "good", Use.spare: "", Use.leaving: "warn", Use.stuck: "bad"}
 THINKING = {"off": _("thinking is switched off"), "always": _("it thinks before it answers")}
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterLine:
+    """An adapter that a model server has loaded; `reason` says why it still is. An erased project has no slug."""
+
+    name: str
+    slug: str | None
+    number: int
+    state: str
+    tone: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class EngineRow:
-    """A model server as the page shows it; `can` are its capabilities in words."""
+    """A model server as the page shows it; `can` are its capabilities in words.
+
+    With `has_stuck` an adapter stays loaded until the server is probed again.
+    """
 
     id: str
     name: str
@@ -62,6 +85,8 @@ class EngineRow:
     error: str
     can: tuple[str, ...]
     projects: str
+    adapters: tuple[AdapterLine, ...]
+    has_stuck: bool
     probed_at: datetime | None
 
 
@@ -120,6 +145,7 @@ def engines_page(
 
 def engine_row(session: Session, one: Engine) -> EngineRow:
     """A model server as the page shows it."""
+    loaded = list_loaded(session, one)
     return EngineRow(
         id=str(one.id),
         name=one.name,
@@ -130,8 +156,15 @@ def engine_row(session: Session, one: Engine) -> EngineRow:
         error=kept(one.error, one.error_phrase),
         can=capability_words(Capabilities.from_json(one.capabilities)) if one.capabilities else (),
         projects=", ".join(engines.projects_of(session, one)),
+        adapters=tuple(map(adapter_line, loaded)),
+        has_stuck=any(adapter.use is Use.stuck for adapter in loaded),
         probed_at=one.probed_at,
     )
+
+
+def adapter_line(one: LoadedAdapter) -> AdapterLine:
+    """An adapter as the page shows it."""
+    return AdapterLine(one.name, one.slug, one.number, USES[one.use], USE_TONES[one.use], one.reason)
 
 
 def capability_words(found: Capabilities) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -17,18 +18,19 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.errors import Invalid
-from app.models import CandidateSet, Prompt
+from app.models import CandidateSet, Prompt, User, Verdict
 from app.services.acceptance.outcomes import count_records
 from app.services.exports import compression
 from app.services.exports import plan as export_plan
 from app.services.exports.line_types import read_row
-from app.services.exports.parquet import GROUP_ROWS, write_parquet
+from app.services.exports.parquet import GROUP_ROWS, schema_of, to_parquet_values, write_parquet
 from app.services.exports.plan import ExportPlan, ExportRequest
 from app.services.exports.shapes import Format, Task, counting_rules, make_rows
 from app.services.kernel.actors import SYSTEM
 from app.services.kernel.paging import encode_cursor
 from app.services.kernel.store import get_store
 from app.services.rounds import snapshot_records, snapshots
+from tests import factories
 from tests.app.services.judged import NASTY, make_judged
 from tests.conftest import CommittedDatabase
 
@@ -127,6 +129,72 @@ class TestParquet:
         found = pq.ParquetFile(io.BytesIO(b"".join(pieces)))
         assert found.metadata.num_row_groups == 2
         assert len(pieces) == 3
+
+
+class TestServedModel:
+    """What a model server ran, where that was another model than the version's base model."""
+
+    @pytest.fixture
+    def served(self, judged: tuple[Session, Any]) -> list[str]:
+        """What was written down for the sets of the judged prompts: a model, three folders, and nothing."""
+        session, _ = judged
+        names = ["org/vision@5fbcdcd", "/srv/us/models/own/@abc", "./models/own", "/own"]
+        for one, name in zip(session.scalars(select(CandidateSet).order_by(CandidateSet.id)), names, strict=False):
+            one.served_model = name
+        session.commit()
+        return ["org/vision@5fbcdcd", "own/@abc", "own", "own", "", "", "", ""]
+
+    @pytest.mark.parametrize("of_snapshot", [False, True])
+    def test_is_named_in_each_format_that_names_versions(
+        self, judged: tuple[Session, Any], served: list[str], of_snapshot: bool
+    ) -> None:
+        session, project = judged
+        frozen: dict[str, Any] = {}
+        if of_snapshot:
+            frozen = {"snapshot": str(snapshots.freeze(session, SYSTEM, project).id)}
+        plan = planned(judged, ExportRequest(**frozen))
+        found = {row["prompt"]: row["served_model"] for row in rows(plan)}
+        assert list(found.values()) == served
+        parquet_rows = pa.Table.from_pylist(
+            [
+                to_parquet_values(row, {}, plan.shape, embed=False)
+                for page in export_plan.row_pages(plan)
+                for row in page
+            ],
+            schema=schema_of(plan.shape, embed=False),
+        )
+        assert parquet_rows["served_model"].to_pylist() == [one or None for one in served]
+        for form, task in SHAPES:
+            prompt = "prompt" if form is Format.records else "prompt_id"
+            for row in rows(planned(judged, ExportRequest(format=form, task=task, **frozen))):
+                assert row["served_model"] == found[row[prompt]], form
+        table = csv.DictReader(
+            io.StringIO(content(planned(judged, ExportRequest(format=Format.csv, **frozen))).decode())
+        )
+        assert [row["served_model"] for row in table] == served
+
+    def test_a_critic_is_not_told(self, judged: tuple[Session, Any], served: list[str]) -> None:
+        session, project = judged
+        critic = factories.actor_of(session.get_one(User, session.scalars(select(Verdict.critic_id)).first()))
+        plan = export_plan.plan_export(session, critic, project, ExportRequest(critic="me"))
+        session.commit()
+        found = rows(plan)
+        assert found
+        assert not any("served_model" in row for row in found)
+
+    def test_snapshots_of_before_it_was_written_down_can_be_exported(
+        self, judged: tuple[Session, Any], tmp_path: Path
+    ) -> None:
+        session, project = judged
+        frozen = snapshots.freeze(session, SYSTEM, project)
+        records = rows(planned(judged, ExportRequest(snapshot=str(frozen.id))))
+        assert {one.pop("served_model") for one in records} == {""}
+        path = tmp_path / "records"
+        path.write_text("".join(json.dumps(one) + "\n" for one in records))
+        frozen.records_key = get_store().put_file(path)
+        for form, task in SHAPES[1:]:
+            wanted = ExportRequest(format=form, task=task, snapshot=str(frozen.id))
+            assert {row["served_model"] for row in rows(planned(judged, wanted))} == {""}
 
 
 class TestTexts:

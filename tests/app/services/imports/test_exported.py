@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
-from app.models import Project, Prompt, VerdictKind
+from app.models import CandidateSet, Project, Prompt, VerdictKind
 from app.services.exports import plan as export_plan
 from app.services.exports.plan import ExportRequest, make_prompt_renderer
 from app.services.exports.shapes import Format, RecordPrompt, Task
@@ -100,3 +100,24 @@ def test_comes_in_again(committed_db: CommittedDatabase, judged: Project, form: 
         assert [(one.external_id, shown(one)) for one in got] == [(one.external_id, shown(one, render)) for one in sent]
         if form.is_of_verdicts:
             assert [one.answer for one in got] == [one.answer for one in sent]
+
+
+def test_records_come_in_with_what_the_model_server_ran(committed_db: CommittedDatabase, judged: Project) -> None:
+    with committed_db.sessions() as session:
+        project = session.get_one(Project, judged.id)
+        sets = session.scalars(select(CandidateSet).order_by(CandidateSet.id)).all()
+        sets[1].served_model = "org/vision@5fbcdcd"
+        session.commit()
+        plan = export_plan.plan_export(session, SYSTEM, project, ExportRequest())
+        session.commit()
+        data = b"".join(export_plan.file_pages(plan))
+        other = factories.make_project(session)
+        session.commit()
+    run(committed_db, other, data, "again.jsonl")
+    with committed_db.sessions() as session:
+        query = select(CandidateSet.project_id, CandidateSet.served_model).order_by(CandidateSet.prompt_id)
+        found: dict[int, list[str | None]] = {}
+        for project_id, served in session.execute(query):
+            found.setdefault(project_id, []).append(served)
+        assert found[other.id] == found[judged.id]
+        assert found[other.id].count("org/vision@5fbcdcd") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import select
@@ -91,6 +92,41 @@ class TestEngines:
         assert "loads adapters while it runs" in shown
         assert project.slug in shown
         assert browser.post(f"{HERE}/{engine.id}/remove", {}).status_code == 409
+
+    def test_says_what_is_loaded_and_what_waits_to_be_unloaded(
+        self, browser: Browser, session: Session, project: Project
+    ) -> None:
+        engine = make_engine(session)
+        assert "Loaded adapters" not in browser.get(HERE).text
+        projects.update_project(session, SYSTEM, project.slug, {"engine": "gpu"})
+        version = factories.make_version(session, project, number=1, adapter="1" * 64)
+        row = hand_over.request_hand_over(session, project, engine, version, activate=False)
+        assert "Loaded adapters" not in browser.get(HERE).text
+        row.state = AdapterState.loaded
+
+        def shown() -> str:
+            session.flush()
+            return html.unescape(browser.get(HERE).text)
+
+        found = shown()
+        assert row.name in found
+        assert '<span class="badge ">loaded, not in use</span></td>' in found
+        project.active_version_id = version.id
+        assert '<span class="badge good">in use</span></td>' in shown()
+        projects.update_project(session, SYSTEM, project.slug, {"engine": "local"})
+        session.refresh(row)
+        row.requested_at += timedelta(seconds=1)
+        assert '<span class="badge warn">waits to be unloaded</span></td>' in shown()
+        row.error, row.requested_at = "It was not unloaded: it is <b>away</b>.", row.requested_at - timedelta(hours=1)
+        session.flush()
+        now = browser.get(HERE).text
+        assert '<span class="badge bad">still loaded</span><p class="small">It was not unloaded: it is &lt;b&gt;' in now
+        assert f'href="/admin/projects/{project.slug}"' in now
+        assert "Probe the server again to retry unloading." in now
+        assert "It keeps its loaded adapters" in now
+        version.adapter = None
+        found = shown()
+        assert (f'href="/admin/projects/{project.slug}"' in found, "erased</td>" in found) == (False, True)
 
     def test_one_that_answers_under_any_name_says_so(self, browser: Browser, session: Session) -> None:
         make_engine(session)
