@@ -89,15 +89,24 @@ class TestFile:
             main(["--out", str(tmp_path / "out"), "--compare", str(path)])
         assert "arms.yaml, arm picks: error: " in capsys.readouterr().err
 
-    @pytest.mark.parametrize(("name", "n"), [("comparison", 6), ("ablations", 9), ("choices", 5)])
+    @pytest.mark.parametrize(
+        ("name", "n", "judged"), [("comparison", 6, 75), ("ablations", 13, 75), ("choices", 5, 76)]
+    )
     @pytest.mark.parametrize("task", ["scenes", "pairs"])
-    def test_the_files_in_bench(self, tmp_path: Path, name: str, n: int, task: str) -> None:
+    def test_the_files_in_bench(self, tmp_path: Path, name: str, n: int, judged: int, task: str) -> None:
         words = ["--out", str(tmp_path / "out"), "--task", task]
         found = read_comparison(ROOT / "bench" / f"{name}.yaml", words)
         assert found.common.task == task
         assert len(found.arms) == n
-        assert {one.rounds * one.prompts_per_round for one in found.arms.values()} == {75}
+        assert {one.rounds * one.prompts_per_round for one in found.arms.values()} == {judged}
         assert found.common.seeds == 3
+
+    @pytest.mark.parametrize("task", ["pairs", "guard"])
+    def test_the_file_of_answer_only_examples(self, tmp_path: Path, task: str) -> None:
+        words = ["--out", str(tmp_path / "out"), "--task", task]
+        found = read_comparison(ROOT / "bench" / "answers.yaml", words)
+        chosen = [(one.tuning.epochs, one.tuning.guard_per_rationale) for one in found.arms.values()]
+        assert chosen == [(5, 10), (5, 3), (5, 1)]
 
     def test_the_file_of_a_round_s_length(self, tmp_path: Path) -> None:
         found = read_comparison(ROOT / "bench" / "epochs.yaml", ["--out", str(tmp_path / "out")])
@@ -107,7 +116,7 @@ class TestFile:
     def test_the_file_of_structured_answers(self, tmp_path: Path) -> None:
         found = read_comparison(ROOT / "bench" / "guard.yaml", ["--out", str(tmp_path / "out")])
         assert {one.task for one in found.arms.values()} == {"guard"}
-        assert {one.rounds * one.prompts_per_round for one in found.arms.values()} == {75}
+        assert {one.rounds * one.prompts_per_round for one in found.arms.values()} == {76}
         assert found.common.seeds == 3
 
 
