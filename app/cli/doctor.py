@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import click
 import psycopg
@@ -192,11 +192,16 @@ def check_migrations(settings: Settings) -> Finding:
     return Finding("migrations", True, f"at {found}")
 
 
+def _first_row(settings: Settings, query: LiteralString) -> tuple[Any, ...] | None:
+    """The first row of what the database answers. Raises psycopg.Error, or ValueError for an address that is none."""
+    with psycopg.connect(engine.libpq_url(settings.database_url), connect_timeout=3) as connection:
+        return connection.execute(query).fetchone()
+
+
 def check_pictures(settings: Settings) -> Finding:
     """Whether the store has the picture that the database heard of last: machines that work together share one."""
     try:
-        with psycopg.connect(engine.libpq_url(settings.database_url), connect_timeout=3) as connection:
-            row = connection.execute("SELECT sha256 FROM images ORDER BY created_at DESC LIMIT 1").fetchone()
+        row = _first_row(settings, "SELECT sha256 FROM images ORDER BY created_at DESC LIMIT 1")
     except (psycopg.Error, ValueError):
         return Finding("pictures", False, "unknown until the database has its tables", "Fix the database first.")
     if row is None:
@@ -218,8 +223,7 @@ def check_pictures(settings: Settings) -> Finding:
 def check_secret_key(settings: Settings) -> Finding:
     """Whether this machine has the key that the web server started with: machines that work together share one."""
     try:
-        with psycopg.connect(engine.libpq_url(settings.database_url), connect_timeout=3) as connection:
-            row = connection.execute("SELECT key_check FROM installations").fetchone()
+        row = _first_row(settings, "SELECT key_check FROM installations")
     except (psycopg.Error, ValueError):
         return Finding("secret key", False, "unknown until the database has its tables", "Fix the database first.")
     if row is None:
@@ -234,8 +238,7 @@ def check_connections(settings: Settings, processes: int) -> Finding:
     """Whether PostgreSQL allows the connections of all web processes and workers; each has its own pool."""
     planned = (settings.pool_size + engine.EXTRA_CONNECTIONS) * processes + WORKER_CONNECTIONS + RESERVED
     try:
-        with psycopg.connect(engine.libpq_url(settings.database_url), connect_timeout=3) as connection:
-            row = connection.execute("SELECT current_setting('max_connections')::int").fetchone()
+        row = _first_row(settings, "SELECT current_setting('max_connections')::int")
     except (psycopg.Error, ValueError):
         return Finding("connections", False, "unknown until the database answers", "Fix the database first.")
     allowed = int(row[0]) if row else 0

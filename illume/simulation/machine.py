@@ -119,8 +119,10 @@ def order_by_critic(
 
     `fields` are those of structured answers.
     """
-    scores = iter(_score_sets(vlm, critic, examples, sets, fields))
-    doubts = [doubt_of([next(scores) for _ in one], [candidate.mean_logprob for candidate in one]) for one in sets]
+    rated = _score_sets(vlm, critic, examples, sets, fields)
+    doubts = [
+        doubt_of(scores, [candidate.mean_logprob for candidate in one]) for scores, one in zip(rated, sets, strict=True)
+    ]
     return sorted(range(len(sets)), key=lambda place: -doubts[place])
 
 
@@ -136,8 +138,8 @@ def _score_sets(
     examples: Sequence[Example],
     sets: Sequence[Sequence[Rationale]],
     fields: AnswerFields | None = None,
-) -> list[float]:
-    """The scores of all candidates, set by set; each behind the answer in its prompt. Invalid answers come last."""
+) -> list[list[float]]:
+    """The scores of the candidates of each set; each behind the answer in its prompt. Invalid answers come last."""
     rows = [
         _as_explained(example, candidate, fields, critic.settings.kind)
         for example, candidates in zip(examples, sets, strict=True)
@@ -147,7 +149,8 @@ def _score_sets(
     values = iter([one.value(critic.settings) for one in rated])
     scores = [None if row is None else next(values) for row in rows]
     lowest = min((one for one in scores if one is not None), default=0.0)
-    return [lowest - 1.0 if one is None else one for one in scores]
+    found = iter(lowest - 1.0 if one is None else one for one in scores)
+    return [[next(found) for _ in candidates] for candidates in sets]
 
 
 def _as_explained(
@@ -184,8 +187,7 @@ def choose_shown(
         if not is_chosen:
             shown.append(Shown(tuple(candidates[:k]), "unselected"))
             continue
-        scores = [next(rated) for _ in candidates]
-        places = choose_spread(scores, k, seed=stable_seed(*key, example.id))
+        places = choose_spread(next(rated), k, seed=stable_seed(*key, example.id))
         shown.append(Shown(tuple(candidates[place] for place in places), "selected"))
     return shown
 
@@ -253,10 +255,9 @@ def accept_by_machine(
         reason = "too few of those it would accept were picked, among verdicts that the score was not chosen on"
         return MachineRows({}, report | {"reason": reason})
     examples, sets = sample()
-    values = iter(_score_sets(vlm, machine.critic, examples, sets))
+    rated_sets = _score_sets(vlm, machine.critic, examples, sets)
     accepted: dict[str, tuple[str, ...]] = {}
-    for example, candidates in zip(examples, sets, strict=True):
-        rated = [next(values) for _ in candidates]
+    for example, candidates, rated in zip(examples, sets, rated_sets, strict=True):
         best = max(range(len(rated)), key=lambda place: (rated[place], -place), default=None)
         if best is not None and rated[best] >= threshold.score:
             accepted[example.id] = (candidates[best].text,)
@@ -301,10 +302,9 @@ def pick_by_help(
     except TooFewVerdictsError as error:
         raise SimulationError(f"no loop without people: {error}") from error
     names = list(sets)
-    values = iter(_score_sets(vlm, critic, [by_id[name] for name in names], [sets[name] for name in names], fields))
+    scores = _score_sets(vlm, critic, [by_id[name] for name in names], [sets[name] for name in names], fields)
     picks: dict[str, tuple[int, ...]] = {}
-    for name in names:
-        rated = [next(values) for _ in sets[name]]
+    for name, rated in zip(names, scores, strict=True):
         best = max(range(len(rated)), key=lambda place: (rated[place], -place), default=None)
         fits = best is not None and rated[best] > 0 and sets[name][best].invalid is None
         picks[name] = (best,) if best is not None and fits else ()
@@ -319,8 +319,7 @@ def pick_by_verifier(
     fields: AnswerFields | None = None,
 ) -> list[tuple[int, ...]]:
     """The picks of a machine critic that learnt from people, of each set: all that more likely fit than not."""
-    scores = iter(_score_sets(vlm, critic, examples, sets, fields))
-    rated = [[next(scores) for _ in one] for one in sets]
+    rated = _score_sets(vlm, critic, examples, sets, fields)
     return [
         tuple(place for place, score in enumerate(mine) if score > 0 and candidates[place].invalid is None)
         for mine, candidates in zip(rated, sets, strict=True)

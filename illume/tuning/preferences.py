@@ -16,7 +16,8 @@ and each text r of a set in which nothing fitted adds
 * `unpaired`: sigmoid(beta d(r | v)), the part of APO-zero that needs no pair (D'Oosterlinck et al. 2024, arXiv
   2408.06266).
 
-Each term is a mean over a step. Log-likelihoods of the parent are computed before training and kept in
+Each term is a mean over a step; `picture` and `anchor` count an accepted text once, beside however many rejected ones
+it stands. Log-likelihoods of the parent are computed before training and kept in
 `references.json`, so that only one model is in memory.
 """
 
