@@ -28,6 +28,10 @@ def pins() -> dict[str, str]:
     return found
 
 
+CARDS = ("cuda-", "nvidia-", "triton")
+"""How names begin of what torch's build for graphics cards needs, which is each build's own to choose."""
+
+
 def needed(names: list[str]) -> set[str]:
     """All distributions that `names` depend on, on this machine, including themselves."""
     found: set[str] = set()
@@ -55,8 +59,8 @@ class TestConstraints:
         names = needed([*project["dependencies"], *project["optional-dependencies"]["dev"]])
         pinned = pins()
         assert len(names) > 80
-        assert sorted(names - set(pinned)) == []
-        for name in sorted(names):
+        assert [name for name in sorted(names - set(pinned)) if not name.startswith(CARDS)] == []
+        for name in sorted(names & set(pinned)):
             assert pinned[name] == importlib.metadata.version(name).split("+")[0], name
 
     def test_so_is_what_the_makefile_installs_by_name(self) -> None:
