@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -60,8 +61,8 @@ from illume.simulation.machine import (
 )
 from illume.simulation.meteor import with_meteor
 from illume.simulation.settings import Data, SimulationError, SimulationSettings
-from illume.simulation.stages import Models, Stages, Tick
-from illume.tuning.job import TuningJob, read_json, write_job
+from illume.simulation.stages import Models, Stages, Tick, digest_of
+from illume.tuning.job import INPUTS, TuningJob, read_json, write_job
 from illume.tuning.launcher import read_progress, run_job
 
 Pool = dict[str, tuple[str, ...]]
@@ -173,7 +174,8 @@ def score(
             scores["matched"] = matched | score_matched(examples, scores.pop("more"))
         return scores
 
-    scores = sim.stages.run_once(name, "scoring", compute)
+    inputs = None if adapter is None else partial(_version_inputs, sim, adapter, parts, matched, shuffled)
+    scores = sim.stages.run_once(name, "scoring", compute, inputs=inputs)
     if matched and "matched" not in scores:  # of a run that an earlier release began: they were a stage of their own
         texts = found if "rationales" in found else sim.stages.run_once(f"{name}/anew", "scoring", compute)["matched"]
         scores = scores | {"matched": texts}
@@ -203,8 +205,17 @@ def _match(sim: Simulation, name: str, adapter: Path | None, entropy: float | No
         found = match_temperature(vlm, val, at, template=template, entropy=entropy, prompt_cache=sim.encoded)
         return asdict(found)
 
-    found: dict[str, Any] = sim.stages.run_once(name, "matched", compute)
+    inputs = None if adapter is None else partial(_version_inputs, sim, adapter, entropy)
+    found: dict[str, Any] = sim.stages.run_once(name, "matched", compute, inputs=inputs)
     return found
+
+
+def _version_inputs(sim: Simulation, adapter: Path, *how: Any) -> str:
+    """What scores of a version depend on, beside what all arms share: its adapter, and `how` it is scored."""
+    settings = sim.settings
+    return digest_of(
+        *sorted(adapter.glob("*.safetensors")), settings.answer_fields, settings.tuning.max_fields_tokens, how
+    )
 
 
 def _answered(examples: Sequence[Example]) -> list[Example]:
@@ -521,8 +532,9 @@ def run_round(
     """
     folder = sim.folder / name
 
-    def compute(tick: Tick) -> dict[str, Any]:
-        settings = round_settings(sim.settings, seed, learning_rate)
+    settings = round_settings(sim.settings, seed, learning_rate)
+
+    def write() -> str:
         if not (folder / "job.json").exists():
             fields, pool = settings.answer_fields, accepted
             if fields is None:
@@ -544,6 +556,13 @@ def run_round(
             )
             rejections = _rejections(sim, settings, accepted, judged, answers, seed)
             write_job(folder, job, train=rows, val=sim.data.val, rejections=rejections)
+        return digest_of(*(folder / name for name in INPUTS))
+
+    def take(other: Path) -> None:
+        shutil.copytree(other / "adapter", folder / "adapter", dirs_exist_ok=True)
+        shutil.copy(other / "result.json", folder)
+
+    def compute(tick: Tick) -> dict[str, Any]:
         sim.models.free_gpu_memory()
         result = run_job(folder, request=ProgressRequest(folder, tick))
         for leftover in ("checkpoints", "evaluation"):
@@ -553,7 +572,7 @@ def run_round(
             kept = (*kept, "n_pairs", "n_unpaired")
         return {key: result[key] for key in kept}
 
-    report = sim.stages.run_once(f"{name}/tuning", "tuning", compute, note=_describe)
+    report = sim.stages.run_once(f"{name}/tuning", "tuning", compute, note=_describe, inputs=write, take=take)
     return Version(folder / "adapter", read_json(folder / "result.json")["evaluation"]["new"], report)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ from illume.tuning.job import read_json, write_json
 
 Tick = Callable[[float], None]
 """Called with the share of a stage that is done."""
+Inputs = Callable[[], str]
+"""Gives a digest of all that a stage's result depends on."""
 
 _RELATIVE_COST = {"judging": 1.0, "tuning": 4.0, "scoring": 4.0, "matched": 1.0, "machine": 3.0, "meteor": 0.1}
 """Relative costs of the kinds of stage, used for the estimate until stages of the kind are done."""
@@ -78,6 +81,16 @@ class Display:
         return f", about {max(1, round(left / 60))} min left" if left > 0 else ""
 
 
+def digest_of(*values: Any) -> str:
+    """A digest of files, which are given as paths, and of what `repr` says of other values. Missing files count."""
+    digest = hashlib.sha256()
+    for value in values:
+        is_file = isinstance(value, Path)
+        content = repr(value).encode() if not is_file else value.read_bytes() if value.exists() else b""
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
 class Stages:
     """The result files of stages, in a folder."""
 
@@ -85,23 +98,48 @@ class Stages:
         self.folder, self.display = folder, display
 
     def run_once(
-        self, name: str, kind: str, compute: Callable[[Tick], Any], *, note: Callable[[Any], str] | None = None
+        self,
+        name: str,
+        kind: str,
+        compute: Callable[[Tick], Any],
+        *,
+        note: Callable[[Any], str] | None = None,
+        inputs: Inputs | None = None,
+        take: Callable[[Path], None] | None = None,
     ) -> Any:
         """The result of stage `name`: read from its file, or computed and written atomically.
 
-        `note` describes the result for the display.
+        `note` describes the result for the display. With `inputs`, a stage that another arm has computed from equal
+        ones is not computed again: its result is copied, and `take` copies what else is in the folder that it gets.
         """
         path = self.folder / f"{name}.json"
         fresh = not path.exists()
         if fresh:
             self.display.begin(name, kind)
             started = time.monotonic()
-            content = compute(self.display.tick)
-            write_json(path, {"seconds": round(time.monotonic() - started, 1), "content": content})
+            given = {} if inputs is None else {"inputs": inputs()}
+            other = self._with_inputs(name, given["inputs"]) if given else None
+            if other is None:
+                content = compute(self.display.tick)
+            else:
+                if take is not None:
+                    take((self.folder / other).parent)
+                content, given["copy_of"] = read_json(self.folder / f"{other}.json")["content"], other
+            write_json(path, {"seconds": round(time.monotonic() - started, 1), "content": content, **given})
         stored = read_json(path)
         words = note(stored["content"]) if note is not None else ""
+        if "copy_of" in stored:
+            words = f"{words}{words and ', '}a copy of {stored['copy_of']}"
         self.display.end(name, kind, stored["seconds"], fresh=fresh, note=words)
         return stored["content"]
+
+    def _with_inputs(self, name: str, inputs: str) -> str | None:
+        """The same stage of another arm, if it was computed from these inputs."""
+        for path in sorted(self.folder.glob(f"*/{name.partition('/')[2]}.json")):
+            other = str(path.relative_to(self.folder).with_suffix(""))
+            if other != name and read_json(path).get("inputs") == inputs:
+                return other
+        return None
 
     def has(self, name: str) -> bool:
         """Whether stage `name` is done."""
@@ -112,7 +150,7 @@ class Stages:
         taken = {}
         for path in sorted(self.folder.rglob("*.json")):
             content = read_json(path)
-            if isinstance(content, dict) and set(content) == {"seconds", "content"}:
+            if isinstance(content, dict) and {"seconds", "content"} <= set(content):
                 taken[str(path.relative_to(self.folder).with_suffix(""))] = float(content["seconds"])
         return taken
 

@@ -78,6 +78,8 @@ from illume.validation import read_record
 Stage = Literal["preparing", "training", "evaluating"]
 
 REJECTIONS = "rejections.jsonl"
+INPUTS = ("job.json", "train.jsonl", "val.jsonl", "heldout.jsonl", REJECTIONS)
+"""What the caller writes."""
 
 EXIT_DONE, EXIT_FAILED, EXIT_IN_USE, EXIT_KILLED, EXIT_STOPPED = 0, 1, 73, 74, 75
 

@@ -20,6 +20,7 @@ from illume.simulation.command import compare, main
 from illume.simulation.jobs import Task, plan_tasks
 from illume.simulation.options import parser, read_settings
 from illume.simulation.settings import SimulationError, SimulationSettings
+from illume.simulation.stages import Stages
 from illume.simulation.values import COUNTED, AnswerValues, prompt_values
 from illume.tuning.job import read_json
 from tests.illume.simulation.test_simulation import SETTINGS, found_stages, quiet, settings
@@ -246,6 +247,35 @@ class TestRun:
         assert read_json(out / "result.json")["supervised-all"]["measures"]["rouge_l"]["n"] == 2
         assert "| Longer, twice: random |" in (out / "table.md").read_text()
         assert (out / "figure.svg").exists()
+
+    def test_a_round_that_another_arm_has_run_is_copied(self, compared: tuple[Path, dict[str, Any]]) -> None:
+        stages = compared[0] / "stages"
+        copied = {
+            str(path.relative_to(stages).with_suffix("")): content["copy_of"]
+            for path in found_stages(compared[0])
+            if "copy_of" in (content := read_json(path))
+        }
+        mine, other = "arm-longer-twice/seed-1/round-1", "arm-all/seed-1/round-1"
+        assert copied == {f"{mine}/tuning": f"{other}/tuning"}  # and all's scores are those of a last round
+        files = ("adapter/adapter_model.safetensors", "result.json", "train.jsonl")
+        assert all((stages / mine / file).read_bytes() == (stages / other / file).read_bytes() for file in files)
+
+    def test_what_is_not_of_equal_inputs_is_computed(self, tmp_path: Path) -> None:
+        stages, taken = Stages(tmp_path, quiet()), list[str]()
+
+        def run(name: str, inputs: str, value: int) -> int:
+            def take(folder: Path) -> None:
+                taken.append(folder.name)
+
+            found: int = stages.run_once(name, "scoring", lambda _: value, inputs=lambda: inputs, take=take)
+            return found
+
+        assert [run("a/one/x", "same", 1), run("b/one/x", "other", 2), run("b/two/x", "same", 3)] == [1, 2, 3]
+        assert taken == []
+        assert run("c/one/x", "same", 4) == 1
+        assert run("c/one/x", "other", 5) == 1  # it is done
+        assert taken == ["one"]
+        assert stages.seconds().keys() == {"a/one/x", "b/one/x", "b/two/x", "c/one/x"}
 
     def test_an_arm_with_other_settings_needs_another_name(
         self, compared: tuple[Path, dict[str, Any]], settings: SimulationSettings
