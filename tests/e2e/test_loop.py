@@ -30,7 +30,7 @@ ROUND_SECONDS = 1200
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(2 * (READY_SECONDS + ROUND_SECONDS))]
 
 STEP_MS = 300_000
-SMALL = {"epochs": 2, "guard_per_rationale": 3, "eval_prompts": 20}
+SMALL = {"epochs": 2, "guard_per_rationale": 1, "eval_prompts": 20}
 """Settings that shorten a round."""
 T = TypeVar("T")
 

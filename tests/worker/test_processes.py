@@ -99,6 +99,7 @@ def n_epochs(folder: Path) -> int:
 
 
 class TestRoundThroughKills:
+    @pytest.mark.slow  # in this process in test_rounds.py, and among everything else in tests/chaos
     def test_it_goes_on_from_its_last_epoch_and_repeats_none(
         self, installation: Path, base: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

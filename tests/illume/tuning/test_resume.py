@@ -115,7 +115,8 @@ def test_sampling(base: Path, sampled: tuple[int, dict[str, list[Rationale]]], t
     assert not out.with_name("rationales.jsonl.part").exists()
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 13))])
+@pytest.mark.slow  # picks and rejections, below, are the harder round
+@pytest.mark.parametrize("seed", range(13))
 def test_tuning(tuned: tuple[int, Path], tmp_path: Path, seed: int) -> None:
     steps, finished = tuned
     folder = copy_round(finished, tmp_path / "round")
@@ -133,6 +134,7 @@ def test_tuning_on_picks_and_rejections(preferring: tuple[int, Path], tmp_path: 
     assert read_json(folder / "result.json")["n_pairs"] == 4
 
 
+@pytest.mark.slow  # killed at one moment in test_simulation.py
 def test_simulation(settings: SimulationSettings, small_run: tuple[int, Any], tmp_path: Path) -> None:
     check_simulation(settings, small_run, tmp_path, seed=0)
 
