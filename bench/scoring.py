@@ -44,9 +44,13 @@ import dataclasses, json, sys, tempfile, time
 from pathlib import Path
 import torch
 from illume.prompts_file import load_prompts
-from illume.simulation.loop import Simulation, score
 from illume.simulation.settings import Data, SimulationSettings
 from illume.simulation.stages import Display, Models, Stages
+try:
+    from illume.simulation.scoring import score
+    from illume.simulation.simulation import Simulation
+except ImportError:  # of an earlier commit
+    from illume.simulation.loop import Simulation, score
 model, prompts, adapter, n, skipped, threads, matched = *sys.argv[1:4], *map(int, sys.argv[4:])
 torch.set_num_threads(threads)
 examples = load_prompts(prompts)

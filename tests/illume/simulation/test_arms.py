@@ -13,7 +13,6 @@ import pytest
 
 from illume.root import ROOT
 from illume.settings import PreferenceSettings
-from illume.simulation import loop
 from illume.simulation.arms.file import Comparison, read_comparison
 from illume.simulation.arms.report import compare_figure, compare_report, compare_table, sets_until
 from illume.simulation.command import compare, main
@@ -23,7 +22,7 @@ from illume.simulation.settings import SimulationError, SimulationSettings
 from illume.simulation.stages import Stages
 from illume.simulation.values import COUNTED, AnswerValues, prompt_values
 from illume.tuning.job import read_json
-from tests.illume.simulation.test_simulation import SETTINGS, found_stages, quiet, settings
+from tests.illume.simulation.test_simulation import SETTINGS, compute_nothing, found_stages, quiet, settings
 
 __all__ = ["settings"]
 
@@ -291,8 +290,7 @@ class TestRun:
         settings: SimulationSettings,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        for name in ("evaluate", "sample_rationales", "run_job"):
-            monkeypatch.setattr(loop, name, None)
+        compute_nothing(monkeypatch)
         assert compare(comparison(settings), compared[0], display=quiet()) == compared[1]
 
     @pytest.mark.slow

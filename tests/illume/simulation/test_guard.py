@@ -25,7 +25,7 @@ from illume.scenes.emoji import load_sprites
 from illume.settings import CandidateSettings, CriticSettings
 from illume.simulation.baselines import make_control_pools, make_reference_pool
 from illume.simulation.command import simulate
-from illume.simulation.loop import Judged, add_picks
+from illume.simulation.judging import Judged, add_picks
 from illume.simulation.machine import choose_shown
 from illume.simulation.options import parser, read_settings
 from illume.simulation.report import report, table
@@ -40,7 +40,7 @@ from illume.simulation.settings import (
 from illume.simulation.values import answer_values
 from illume.tuning.job import read_json
 from tests.illume.families import make_llava
-from tests.illume.simulation.test_simulation import SETTINGS, quiet
+from tests.illume.simulation.test_simulation import SETTINGS, compute_nothing, quiet
 from tests.illume.tuning.test_structured_rounds import load_terse
 
 UNSAFE, SAFE = {"rating": "Unsafe", "category": "Animals"}, {"rating": "Safe", "category": "none"}
@@ -120,8 +120,7 @@ class TestRun:
     def test_a_second_start_computes_nothing(
         self, run: tuple[Path, dict[str, Any]], guard: SimulationSettings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for name in ("evaluate_structured", "sample_rationales", "run_job"):
-            monkeypatch.setattr(f"illume.simulation.loop.{name}", None)
+        compute_nothing(monkeypatch)
         assert simulate(guard, run[0], display=quiet()) == run[1]
 
 

@@ -18,7 +18,7 @@ from illume.critics.scoring import CriticScore
 from illume.evaluation.metrics import Interval
 from illume.records import Example, Rationale, Verdict
 from illume.settings import CandidateSettings, CriticSettings
-from illume.simulation import loop, machine
+from illume.simulation import judging, loop, machine
 from illume.simulation.command import simulate
 from illume.simulation.machine import (
     Machine,
@@ -32,7 +32,7 @@ from illume.simulation.machine import (
 from illume.simulation.options import parser, read_settings
 from illume.simulation.settings import SimulationError, SimulationSettings
 from illume.tuning.job import read_json
-from tests.illume.simulation.test_simulation import SETTINGS, quiet, settings
+from tests.illume.simulation.test_simulation import SETTINGS, compute_nothing, quiet, settings
 
 __all__ = ["settings"]
 
@@ -171,7 +171,8 @@ def accepting(
     )
     out = tmp_path_factory.mktemp("accepting")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(loop, "make_critic", lambda _: pick_first)
+        for module in (judging, loop):
+            patched.setattr(module, "make_critic", lambda _: pick_first)
         patched.setattr(
             machine, "choose_threshold", lambda *_, **__: Threshold(-99.0, None, Interval(1.0, 1.0, 1.0, 9))
         )
@@ -215,8 +216,7 @@ class TestLoop:
         self, accepting: tuple[SimulationSettings, Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked, out, result = accepting
-        for name in ("fit_machine", "sample_rationales", "run_job"):
-            monkeypatch.setattr(loop, name, None)
+        compute_nothing(monkeypatch)
         assert simulate(asked, out, display=quiet()) == result
 
     def test_without_people_one_candidate_is_picked_that_helps(

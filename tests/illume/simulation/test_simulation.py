@@ -31,21 +31,15 @@ from illume.records import Example, Rationale, Verdict
 from illume.root import STARTER
 from illume.scenes.emoji import load_sprites
 from illume.settings import CandidateSettings, EvaluationSettings, TuningSettings
-from illume.simulation import loop, options
+from illume.simulation import judging, options
 from illume.simulation.baselines import make_control_pools, make_reference_pool
 from illume.simulation.command import main, simulate
 from illume.simulation.field import field_report, field_table
 from illume.simulation.jobs import Task, plan_tasks
-from illume.simulation.loop import (
-    Judged,
-    Simulation,
-    add_picks,
-    order_waiting_prompts,
-    prompts_per_round,
-    shuffle_images,
-)
+from illume.simulation.judging import Judged, add_picks, order_waiting_prompts, prompts_per_round
 from illume.simulation.options import choose_job_count, parser, read_settings
 from illume.simulation.report import report, table
+from illume.simulation.scoring import shuffle_images
 from illume.simulation.settings import (
     BASELINES,
     CONTROLS,
@@ -57,6 +51,7 @@ from illume.simulation.settings import (
     read_prompts,
     store_settings,
 )
+from illume.simulation.simulation import Simulation
 from illume.simulation.stages import Display, Models, Stages
 from illume.simulation.values import prompt_values
 from illume.tuning.job import read_json, write_json
@@ -117,6 +112,13 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> SimulationSettings:
     model = make_llava(tmp_path_factory.mktemp("model"))
     prompts = make_prompts(tmp_path_factory.mktemp("prompts"))
     return replace(SETTINGS, model=str(model), prompts=(str(prompts),))
+
+
+def compute_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Nothing is sampled, tuned, fitted or scored any more."""
+    work = ("judging.sample_rationales", "rounds.run_job", "loop.fit_machine", "judging.fit_machine")
+    for place in (*work, "scoring.evaluate", "scoring.evaluate_structured"):
+        patch.setattr(f"illume.simulation.{place}", None)
 
 
 def rationale(example_id: str, text: str) -> Rationale:
@@ -185,8 +187,7 @@ class TestWholeRun:
         self, run: tuple[Path, dict[str, Any]], settings: SimulationSettings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         out, result = run
-        for name in ("evaluate", "sample_rationales", "run_job"):
-            monkeypatch.setattr(f"illume.simulation.loop.{name}", None)
+        compute_nothing(monkeypatch)
         assert simulate(with_all(settings), out, display=quiet()) == result
 
     def test_other_settings_are_refused(self, run: tuple[Path, dict[str, Any]], settings: SimulationSettings) -> None:
@@ -257,7 +258,7 @@ def test_rounds_that_also_learn_from_what_was_turned_down(
     def pick_first(one: Example, _: Sequence[Rationale]) -> Verdict:
         return Verdict(one.id, "first", "picked", (0,))
 
-    monkeypatch.setattr(loop, "make_critic", lambda _: pick_first)
+    monkeypatch.setattr(judging, "make_critic", lambda _: pick_first)
     sampling = CandidateSettings(temperatures=((1.0, 3),), max_new_tokens=5)
     tuning = replace(settings.tuning, objective="picks_and_rejections")
     both = replace(settings, rounds=2, controls=(), candidates=sampling, tuning=tuning)
