@@ -311,7 +311,8 @@ class TestRestore:
         here = {"ILLUME_DATABASE_URL": "", "ILLUME_REDIS_URL": "", "ILLUME_STORE_URL": ""}
         (tmp_path / "new").mkdir(mode=0o755)
         new = ["--data-dir", str(tmp_path / "new" / "data")]
-        illume(there, "backup", "--out", str(tmp_path / "all.tar"))
+        said = illume(there, "backup", "--out", str(tmp_path / "all.tar"))
+        assert f" and the store {settings.store}." in said.splitlines()[0]
         assert "Restored the backup of" in illume(here, "restore", str(tmp_path / "all.tar"), *new)
         for name in ("store", "logs"):
             inside = [tmp_path / "new" / "data" / name, *(tmp_path / "new" / "data" / name).rglob("*")]

@@ -505,14 +505,17 @@ class TestFormats:
             for number in range(40)
         ]
         rows[7]["image"] = {"bytes": b"<html>", "path": "7.png"}
+        rows[8]["image"] = {"bytes": b"<html>", "path": None}
         rows[9]["question"] = ""
         path = tmp_path / "t.parquet"
         parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=16)
         found = run(committed_db, project, path.read_bytes(), "t.parquet", split=Split.val)
-        assert (found.added, found.rejected) == (38, 2)
-        assert [(line, field) for line, field, _ in reasons(committed_db, found)] == [(8, "images"), (10, "question")]
+        assert (found.added, found.rejected) == (37, 3)
+        wrong = reasons(committed_db, found)
+        assert [(line, field) for line, field, _ in wrong] == [(8, "images"), (9, "images"), (10, "question")]
+        assert wrong[0][2] == f"7.png: {wrong[1][2]}"  # the other one has no name
         assert {prompt.external_id for prompt in prompts_of(committed_db, project)} == {
-            str(number) for number in range(40) if number not in (7, 9)
+            str(number) for number in range(40) if number not in (7, 8, 9)
         }
 
     def test_parquet_times_out_of_range_reject_their_rows(

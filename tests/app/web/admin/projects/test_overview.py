@@ -54,6 +54,17 @@ def test_of_a_model_server_it_is_what_the_probe_found(
     assert (SENTENCE in browser.get(BASE).text) is (found == "pictures_first")
 
 
+def test_explanations_are_missing_where_prompts_wait_and_nobody_writes(
+    browser: Browser, session: Session, project: Project, admin: User
+) -> None:
+    factories.make_prompt(session, project, state=PromptState.waiting)
+    session.flush()
+    text = browser.get(BASE).text
+    assert 'class="station lit" id="station-candidates" aria-current="step"' in text
+    assert "Explanations: missing" in text
+    assert "Critics are waiting: nothing is being written." in text
+
+
 def test_it_counts_prompts_that_do_not_fit_the_model(browser: Browser, session: Session, admin: User) -> None:
     project, policy = factories.structured_project(session, slug="guarded")
     page = "/admin/projects/guarded"
