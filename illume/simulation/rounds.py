@@ -124,7 +124,9 @@ def run_round(
         return {key: result[key] for key in kept}
 
     report = sim.stages.run_once(f"{name}/tuning", "tuning", compute, note=_describe, inputs=write, take=take)
-    return Version(folder / "adapter", read_json(folder / "result.json")["evaluation"]["new"], report)
+    # Later rounds on equal verdicts are equal too if they name the same parent.
+    origin = (sim.folder / sim.stages.origin_of(f"{name}/tuning")).parent
+    return Version(origin / "adapter", read_json(folder / "result.json")["evaluation"]["new"], report)
 
 
 def _rejections(

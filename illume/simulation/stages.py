@@ -124,7 +124,7 @@ class Stages:
             else:
                 if take is not None:
                     take((self.folder / other).parent)
-                content, given["copy_of"] = read_json(self.folder / f"{other}.json")["content"], other
+                content, given["copy_of"] = read_json(self.folder / f"{other}.json")["content"], self.origin_of(other)
             write_json(path, {"seconds": round(time.monotonic() - started, 1), "content": content, **given})
         stored = read_json(path)
         words = note(stored["content"]) if note is not None else ""
@@ -140,6 +140,11 @@ class Stages:
             if other != name and read_json(path).get("inputs") == inputs:
                 return other
         return None
+
+    def origin_of(self, name: str) -> str:
+        """The stage that a done stage `name` is a copy of, and itself where it was computed."""
+        origin: str = read_json(self.folder / f"{name}.json").get("copy_of", name)
+        return origin
 
     def has(self, name: str) -> bool:
         """Whether stage `name` is done."""

@@ -217,12 +217,13 @@ class TestReport:
 def comparison(settings: SimulationSettings) -> Comparison:
     common = replace(settings, controls=(), baselines=("supervised-all",), learning_rates=(5e-3,))
     arm = replace(common, baselines=())
-    return Comparison(common, {"all": arm, "Longer, twice": replace(arm, rounds=2, controls=("random",))})
+    twice = replace(arm, rounds=2)
+    return Comparison(common, {"all": arm, "Longer, twice": replace(twice, controls=("random",)), "again": twice})
 
 
 @pytest.fixture(scope="module")
 def compared(settings: SimulationSettings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The result of a comparison that got its second arm later."""
+    """The result of a comparison that got all but its first arm later."""
     out, whole = tmp_path_factory.mktemp("compared"), comparison(settings)
     compare(Comparison(whole.common, {"all": whole.arms["all"]}), out, display=quiet())
     return out, compare(whole, out, display=quiet())
@@ -235,13 +236,19 @@ class TestRun:
         out, result = compared
         stages = {str(path.relative_to(out / "stages").with_suffix("")) for path in found_stages(out)}
         heads: Sequence[str] = [name for name in stages if name.endswith("heldout")]
-        assert sorted(heads) == [
-            *("arm-all/seed-1/round-1/heldout", "arm-longer-twice/seed-1/random/heldout"),
-            *(f"arm-longer-twice/seed-1/round-{number}/heldout" for number in (1, 2)),
-            *("base/heldout", "seed-1/supervised-all/heldout"),
-        ]
+        assert sorted(heads) == sorted(
+            [
+                *("arm-all/seed-1/round-1/heldout", "arm-longer-twice/seed-1/random/heldout"),
+                *(
+                    f"arm-{name}/seed-1/round-{number}/heldout"
+                    for name in ("again", "longer-twice")
+                    for number in (1, 2)
+                ),
+                *("base/heldout", "seed-1/supervised-all/heldout"),
+            ]
+        )
         assert result["measures"] == ["rouge_l_greedy", "rouge_l"]
-        assert [len(arm["rounds"]) for arm in result["arms"].values()] == [1, 2]
+        assert [len(arm["rounds"]) for arm in result["arms"].values()] == [1, 2, 2]
         assert result["arms"]["all"]["settings"]["rounds"] == 1
         assert read_json(out / "result.json")["supervised-all"]["measures"]["rouge_l"]["n"] == 2
         assert "| Longer, twice: random |" in (out / "table.md").read_text()
@@ -254,10 +261,21 @@ class TestRun:
             for path in found_stages(compared[0])
             if "copy_of" in (content := read_json(path))
         }
-        mine, other = "arm-longer-twice/seed-1/round-1", "arm-all/seed-1/round-1"
-        assert copied == {f"{mine}/tuning": f"{other}/tuning"}  # and all's scores are those of a last round
+        mine, longer, other = (f"arm-{name}/seed-1" for name in ("again", "longer-twice", "all"))
+        assert copied == {
+            # The scores of the first arm, which ends with this round, are of more.
+            f"{longer}/round-1/tuning": f"{other}/round-1/tuning",
+            f"{mine}/round-1/tuning": f"{other}/round-1/tuning",
+            f"{mine}/round-1/heldout": f"{longer}/round-1/heldout",
+            # The second round is of equal verdicts again, and has the same parent.
+            f"{mine}/round-2/tuning": f"{longer}/round-2/tuning",
+            f"{mine}/round-2/heldout": f"{longer}/round-2/heldout",
+        }
         files = ("adapter/adapter_model.safetensors", "result.json", "train.jsonl")
-        assert all((stages / mine / file).read_bytes() == (stages / other / file).read_bytes() for file in files)
+        assert all(
+            (stages / mine / "round-1" / file).read_bytes() == (stages / other / "round-1" / file).read_bytes()
+            for file in files
+        )
 
     def test_what_is_not_of_equal_inputs_is_computed(self, tmp_path: Path) -> None:
         stages, taken = Stages(tmp_path, quiet()), list[str]()
