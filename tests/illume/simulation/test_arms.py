@@ -90,7 +90,7 @@ class TestFile:
         assert "arms.yaml, arm picks: error: " in capsys.readouterr().err
 
     @pytest.mark.parametrize(
-        ("name", "n", "judged"), [("comparison", 6, 75), ("ablations", 13, 75), ("choices", 5, 76), ("thirty", 4, 30)]
+        ("name", "n", "judged"), [("comparison", 6, 75), ("ablations", 13, 75), ("choices", 5, 76), ("thirty", 5, 30)]
     )
     @pytest.mark.parametrize("task", ["scenes", "pairs"])
     def test_the_files_in_bench(self, tmp_path: Path, name: str, n: int, judged: int, task: str) -> None:
