@@ -172,11 +172,11 @@ def sets_until(points: Sequence[tuple[float, float]], level: float) -> float | N
 
 
 def compare_table(found: Mapping[str, Any]) -> str:
-    """The report as Markdown: a table of sets until each share for each measure, and what machine critics accepted."""
+    """The report as Markdown: sets until each share by each measure, all rounds, and what machine critics accepted."""
     lines: list[str] = []
     for measure in found["measures"]:
         lines += [*_measure_lines(found, measure), ""]
-    lines += _preference_lines(found)
+    lines += [*_round_lines(found), "", *_preference_lines(found)]
     lines += _machine_lines(found)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -211,6 +211,18 @@ def _sets(sets: float | None, best: float | None) -> str:
     if sets is None:
         return "never" if best is None else f"never ({best:.0%})"
     return f"{sets:.0f}"
+
+
+def _round_lines(found: Mapping[str, Any]) -> list[str]:
+    """What each arm had reached after each round."""
+    titles = ["after each round", "sets judged", "accepted rationales", *(TITLES[one] for one in found["measures"])]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for name, arm in found["arms"].items():
+        for row in arm["rounds"]:
+            cells = [f"{row['judged']:.0f}", f"{row['accepted_rationales']:.0f}"]
+            cells += [f"{row['measures'][measure]['mean']:.3f}" for measure in found["measures"]]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 def _preference_lines(found: Mapping[str, Any]) -> list[str]:

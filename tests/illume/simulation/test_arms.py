@@ -173,6 +173,7 @@ class TestReport:
         assert "| truth, matched entropy | sets until 80% | sets until 90% |" in text
         assert "| one | 17 | 20 | never (91%) | never (91%) | 20 | 0.730 [0.730, 0.730] | -0.070 " in text
         assert "| one: random |" in text
+        assert "| one | 10 | 1 | 0.400 | 0.400 | 1.600 |\n| one | 20 | 2 | 0.730 | 0.730 | 2.920 |" in text
         assert "| other | 2 | 90 | 4.0 | 3.0 |  |" in text
         assert "with blank pictures" not in text
         drawing = "".join(ET.fromstring(compare_figure(found)).itertext())  # noqa: S314 (our own text)
