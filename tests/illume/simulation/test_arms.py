@@ -106,7 +106,7 @@ class TestFile:
         words = ["--out", str(tmp_path / "out"), "--task", task]
         found = read_comparison(ROOT / "bench" / "answers.yaml", words)
         chosen = [(one.tuning.epochs, one.tuning.guard_per_rationale) for one in found.arms.values()]
-        assert chosen == [(5, 10), (5, 3), (5, 1)]
+        assert chosen == [(5, 10), (5, 1), (5, 0)]
 
     def test_the_file_of_a_round_s_length(self, tmp_path: Path) -> None:
         found = read_comparison(ROOT / "bench" / "epochs.yaml", ["--out", str(tmp_path / "out")])
