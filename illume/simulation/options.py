@@ -94,6 +94,13 @@ def parser(prog: str = "illume simulate") -> argparse.ArgumentParser:
         default=guard,
         help="answer-only examples for each accepted rationale; default: %(default)s",
     )
+    add(
+        "--spread-guard",
+        action=argparse.BooleanOptionalAction,
+        default=defaults.tuning.spread_guard,
+        help="learn another part of the answer-only examples in each epoch, and all of them in all epochs together; "
+        "default: %(default)s",
+    )
     add("--micro-batch", type=count, help="texts per forward pass; fewer need less memory")
     add("--gradient-checkpointing", action="store_true", help="needs less memory and more time")
     group = parser.add_argument_group("machine")
@@ -365,6 +372,7 @@ def read_settings(options: argparse.Namespace) -> SimulationSettings:
             learning_rate=options.learning_rate,
             epochs=options.epochs,
             guard_per_rationale=options.guard,
+            spread_guard=options.spread_guard,
             objective=options.objective,
             preferences=_read_preferences(options.preferences),
             micro_batch_size=options.micro_batch or defaults.tuning.micro_batch_size,

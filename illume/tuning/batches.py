@@ -45,7 +45,7 @@ class TrainingText:
     """A prompt and the continuation to learn, as token ids. The prompt is not part of the loss.
 
     `parts` says of each token of a structured answer to which part of the loss it belongs, None: to none. `weight` is
-    how much its tokens count beside those of other texts.
+    how much its tokens count beside those of other texts. One of the forgetting guard (`guards`) has no rationale.
     """
 
     kind: TextKind
@@ -54,6 +54,7 @@ class TrainingText:
     continuation: tuple[int, ...]
     parts: tuple[Kind | None, ...] = ()
     weight: float = 1.0
+    guards: bool = False
 
     def n_tokens(self, part: Kind) -> int:
         """The number of tokens that belong to this part of the loss."""
@@ -77,7 +78,7 @@ def training_texts(vlm: Vlm, rows: Sequence[TrainingRow], *, template: str) -> l
         if (example.images, prompt, answer) not in answered:
             answered.add((example.images, prompt, answer))
             ids = encode_continuation(vlm, answer_text(answer))
-            texts.append(TrainingText("answer", example.images, prompt, tuple(ids)))
+            texts.append(TrainingText("answer", example.images, prompt, tuple(ids), guards=True))
         if row.rationale is not None:
             text = rationale_training_text(vlm, example, row.rationale, template=template)
             texts.append(replace(text, weight=row.weight))
@@ -111,7 +112,7 @@ def structured_texts(
                 continue
             guarded.add((example.images, prompt))
         text = _structured_text(vlm, example, prompt, _labelled_pieces(row, fields))
-        texts.append(replace(text, weight=row.weight))
+        texts.append(replace(text, weight=row.weight, guards=row.rationale is None))
     return texts
 
 
@@ -162,11 +163,15 @@ def _labelled_pieces(row: TrainingRow, fields: AnswerFields) -> list[tuple[str, 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Texts of one kind that share a forward pass. `members` are indices into the round's texts; `number` is unique."""
+    """Texts of one kind that share a forward pass. `members` are indices into the round's texts; `number` is unique.
+
+    One that is used `once` is not worth keeping for later epochs.
+    """
 
     number: int
     kind: TextKind
     members: tuple[int, ...]
+    once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,28 +189,52 @@ def plan_batches(texts: Sequence[TrainingText], *, batch_size: int, micro_batch_
     so that there is little padding. The batches are the same in every epoch, so that inputs can be cached;
     `epoch_order` varies the order of the steps.
     """
+    return plan_turns(texts, turns=1, batch_size=batch_size, micro_batch_size=micro_batch_size, seed=seed)[0]
+
+
+def plan_turns(
+    texts: Sequence[TrainingText], *, turns: int, batch_size: int, micro_batch_size: int, seed: int
+) -> list[list[Batch]]:
+    """As `plan_batches`, with the forgetting guard spread over so many epochs: the steps of each of them.
+
+    Each epoch has another part of the guard, and all of them together have it once. There are as many steps as if each
+    had all of it, and a step has the same texts with rationales in each.
+    """
     count = max(1, -(-len(texts) // batch_size))
     shares: dict[TextKind, list[list[int]]] = {}
     for kind in TEXT_KINDS:
         members = [index for index, text in enumerate(texts) if text.kind == kind]
         random.Random(stable_seed(seed, "plan", kind)).shuffle(members)
         shares[kind] = [members[start::count] for start in range(count)]
-    batches, number = [], 0
+    plans: list[list[Batch]] = [[] for _ in range(turns)]
+    number = 0
     for position in range(count):
-        micro_batches = []
-        tokens: dict[Kind, float] = dict.fromkeys(KINDS, 0)
+        steps: list[list[MicroBatch]] = [[] for _ in range(turns)]
         for kind in TEXT_KINDS:
             # Rationales are assigned in reverse order, so that with few texts of both kinds no step is left empty.
             share = shares[kind][count - 1 - position if kind == "rationale" else position]
-            for part in KINDS:
-                tokens[part] += sum(texts[index].weight * texts[index].n_tokens(part) for index in share)
             share = sorted(share, key=lambda index: (_length(texts[index]), index))
-            for start in range(0, len(share), micro_batch_size):
-                micro_batches.append(MicroBatch(number, kind, tuple(share[start : start + micro_batch_size])))
-                number += 1
-        if micro_batches:
-            batches.append(Batch(tuple(micro_batches), tokens))
-    return batches
+            spread = [index for index in share if turns > 1 and texts[index].guards]
+            parts = [([index for index in share if turns == 1 or not texts[index].guards], steps)]
+            # The first turns would have more where there are few: which one is first changes from step to step.
+            parts += [(spread[(turn + position) % turns :: turns], [steps[turn]]) for turn in range(turns)]
+            for members, places in parts:
+                for start in range(0, len(members), micro_batch_size):
+                    some = tuple(members[start : start + micro_batch_size])
+                    micro_batch = MicroBatch(number, kind, some, once=turns > 1 and len(places) == 1)
+                    number += 1
+                    for place in places:
+                        place.append(micro_batch)
+        if any(steps):
+            for plan, step in zip(plans, steps, strict=True):
+                plan.append(Batch(tuple(step), _count_targets(texts, step)))
+    return plans
+
+
+def _count_targets(texts: Sequence[TrainingText], micro_batches: Sequence[MicroBatch]) -> dict[Kind, float]:
+    """The weighted number of target tokens of each kind."""
+    members = [texts[index] for one in micro_batches for index in one.members]
+    return {part: sum(text.weight * text.n_tokens(part) for text in members) for part in KINDS}
 
 
 def _length(text: TrainingText) -> int:

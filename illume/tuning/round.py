@@ -25,7 +25,7 @@ from illume.phrases import _, kept, stored_of
 from illume.records import Example, TrainingRow
 from illume.settings import machine_settings
 from illume.tuning.accelerate_file import read_accelerate_file
-from illume.tuning.batches import BatchInputs, TrainingText, plan_batches, structured_texts, training_texts
+from illume.tuning.batches import BatchInputs, TrainingText, structured_texts, training_texts
 from illume.tuning.distributed import Ranks, SingleProcess, agree_with_first, join_ranks, shard
 from illume.tuning.job import (
     JobError,
@@ -43,7 +43,7 @@ from illume.tuning.job import (
 )
 from illume.tuning.lora import begin_adapter
 from illume.tuning.preferences import compute_references, plan_preferences
-from illume.tuning.trainer import Position, Preferences, Training, micro_batch_logprobs
+from illume.tuning.trainer import Position, Preferences, Training, micro_batch_logprobs, plan_epochs
 
 _TRAINING_COST = 3.0
 """Training on a text takes about as long as generating this many; used to estimate the progress."""
@@ -315,19 +315,17 @@ def _takes_part(run: Round, vlm: Vlm) -> bool:
 def _prepare_preferences(run: Round, vlm: Vlm, texts: Sequence[TrainingText]) -> Preferences:
     """Plans what is compared, and computes or reads how likely the parent finds it. Leaves the base model alone."""
     settings = run.settings
-    batches = plan_batches(
-        texts, batch_size=settings.batch_size, micro_batch_size=settings.micro_batch_size, seed=settings.seed
-    )
+    plans = plan_epochs(texts, settings)
     plan = plan_preferences(
         vlm,
         run.rejections,
         template=settings.template,
         settings=settings.preferences,
-        n_steps=len(batches),
+        n_steps=len(plans[0]),
         micro_batch_size=settings.micro_batch_size,
         seed=settings.seed,
         first_text=len(texts),
-        first_number=sum(len(batch.micro_batches) for batch in batches),
+        first_number=1 + max(one.number for plan in plans for batch in plan for one in batch.micro_batches),
         fields=settings.answer_fields,
     )
     known = run.folder / "references.json"
@@ -348,7 +346,7 @@ def _train(run: Round, vlm: Vlm, texts: list[TrainingText], preferences: Prefere
 
     def on_step(place: Position) -> None:
         run.progress.step = place.step
-        run.progress.tick("training", len(texts) / len(training.batches))
+        run.progress.tick("training", training.texts_per_step)
 
     training = Training(
         vlm,
@@ -361,10 +359,10 @@ def _train(run: Round, vlm: Vlm, texts: list[TrainingText], preferences: Prefere
         on_step=on_step,
         preferences=preferences,
     )
-    _plan_progress(run, len(texts), training.steps_total)
+    _plan_progress(run, training)
     if training.resume():
         run.progress.step = training.position.step
-        run.progress.skip("training", training.position.step * len(texts) / len(training.batches))
+        run.progress.skip("training", training.position.step * training.texts_per_step)
         run.log(f"resumed at epoch {training.position.epoch}, step {training.position.step} of {training.steps_total}")
     run.request.immediate = False
     epochs: list[dict[str, Any]] = []
@@ -379,17 +377,17 @@ def _train(run: Round, vlm: Vlm, texts: list[TrainingText], preferences: Prefere
     return epochs
 
 
-def _plan_progress(run: Round, n_training: int, steps_total: int) -> None:
+def _plan_progress(run: Round, training: Training) -> None:
     settings, versions = run.settings, 1 if run.job.parent_scores is not None else 2
     evaluation = settings.epochs * n_texts(run.val, settings.evaluation, parts=run.epoch_parts)
     evaluation += versions * n_texts(run.val, settings.evaluation, parts=run.parts)
     run.progress = Progress(
         run.folder,
-        training=n_training * settings.epochs,
+        training=training.texts_per_step * training.steps_total,
         evaluating=evaluation,
         silent=not run.ranks.is_main_process,
     )
-    run.progress.steps_total = steps_total
+    run.progress.steps_total = training.steps_total
     run.progress.write()
 
 

@@ -30,7 +30,7 @@ from illume.tuning.batches import (
     PreparedBatch,
     TrainingText,
     epoch_order,
-    plan_batches,
+    plan_turns,
 )
 from illume.tuning.distributed import Ranks
 from illume.tuning.job import Stopped, append_jsonl, now, read_json, write_json
@@ -111,6 +111,22 @@ def batch_loss(sums: dict[Kind, torch.Tensor], tokens: dict[Kind, float], weight
     return torch.stack(parts).sum() if parts else None
 
 
+def plan_epochs(texts: Sequence[TrainingText], settings: TuningSettings) -> list[list[Batch]]:
+    """The steps of each epoch, or of the only one if all are alike."""
+    return plan_turns(
+        texts,
+        turns=settings.epochs if settings.spread_guard else 1,
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        seed=settings.seed,
+    )
+
+
+def _mean_texts(plans: Sequence[Sequence[Batch]]) -> float:
+    steps = [batch for plan in plans for batch in plan]
+    return sum(len(one.members) for batch in steps for one in batch.micro_batches) / max(1, len(steps))
+
+
 def learning_rate(step: int, *, steps: int, settings: TuningSettings) -> float:
     """The learning rate of step `step` (from 1) of `steps`: linear warm-up, then linear decay towards 0."""
     warm = round(steps * settings.warmup)
@@ -152,16 +168,15 @@ class Training:
         self.vlm, self.settings, self.weight, self.folder, self.ranks = vlm, settings, weight, folder, ranks
         self.stop_requested, self.on_step = stop_requested, on_step
         self.preferences = preferences
-        self.batches = plan_batches(
-            texts, batch_size=settings.batch_size, micro_batch_size=settings.micro_batch_size, seed=settings.seed
-        )
+        self.plans = plan_epochs(texts, settings)
         compared = preferences.plan.texts if preferences else []
         self.inputs = BatchInputs(vlm, [*texts, *compared], cache_mb=settings.feature_cache_mb)
         self.parameters = trainable_parameters(vlm)
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        self.steps_total = len(self.batches) * settings.epochs
+        self.steps_total = len(self.plans[0]) * settings.epochs
+        self.texts_per_step = _mean_texts(self.plans)
         self.position = Position(epoch=1, step_in_epoch=0, step=0, losses=[])
         self._stored_at = time.monotonic()
 
@@ -212,7 +227,8 @@ class Training:
             self._check_stop()
             prepared = self.inputs.prepare(micro_batch)
             totals = self._forward(prepared)
-            self.inputs.store(micro_batch, prepared)
+            if not micro_batch.once:
+                self.inputs.store(micro_batch, prepared)
             loss = batch_loss(totals, batch.tokens, self.weight)
             self._back_propagate(loss, torch.stack(list(totals.values())).sum(), counts=counts)
             for kind, total in totals.items() if counts else ():
@@ -301,10 +317,11 @@ class Training:
         """
         place = self.position
         self.vlm.model.train()
-        order = epoch_order(len(self.batches), epoch=place.epoch, seed=self.settings.seed)
+        batches = self.plans[(place.epoch - 1) % len(self.plans)]
+        order = epoch_order(len(batches), epoch=place.epoch, seed=self.settings.seed)
         for index in order[place.step_in_epoch :]:
             try:
-                losses = self.step(self.batches[index], self.preferences.plan.steps[index] if self.preferences else ())
+                losses = self.step(batches[index], self.preferences.plan.steps[index] if self.preferences else ())
             except Stopped:
                 self.optimizer.zero_grad(set_to_none=True)
                 self.store("step")

@@ -102,11 +102,10 @@ class TestFile:
         assert found.common.seeds == 3
 
     @pytest.mark.parametrize("task", ["pairs", "guard"])
-    def test_the_file_of_answer_only_examples(self, tmp_path: Path, task: str) -> None:
-        words = ["--out", str(tmp_path / "out"), "--task", task]
-        found = read_comparison(ROOT / "bench" / "answers.yaml", words)
-        chosen = [(one.tuning.epochs, one.tuning.guard_per_rationale) for one in found.arms.values()]
-        assert chosen == [(5, 10), (5, 1), (5, 0)]
+    def test_the_file_of_answer_only_examples(self, tmp_path: Path) -> None:
+        found = read_comparison(ROOT / "bench" / "answers.yaml", ["--out", str(tmp_path / "out"), "--task", "pairs"])
+        chosen = [(one.tuning.spread_guard, one.tuning.guard_per_rationale) for one in found.arms.values()]
+        assert chosen == [(False, 10), (True, 10), (False, 1), (False, 0)]
 
     def test_the_file_of_a_round_s_length(self, tmp_path: Path) -> None:
         found = read_comparison(ROOT / "bench" / "epochs.yaml", ["--out", str(tmp_path / "out")])

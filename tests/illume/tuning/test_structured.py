@@ -150,7 +150,7 @@ class TestLoss:
             stop_requested=lambda: False,
             on_step=lambda _: None,
         )
-        (batch,) = training.batches
+        (batch,) = training.plans[0]
         assert batch.tokens == counts
         assert len(batch.micro_batches) == 1
         found = training.step(batch)

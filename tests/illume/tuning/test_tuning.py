@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,6 +41,7 @@ from illume.tuning.batches import (
     count_target_tokens,
     epoch_order,
     plan_batches,
+    plan_turns,
     training_texts,
 )
 from illume.tuning.command import main
@@ -211,6 +213,26 @@ class TestPlan:
                 for n in part.members
             )
 
+    @pytest.mark.parametrize("guards", [50, 7, 0])
+    def test_a_spread_guard_is_learnt_once_and_all_else_in_each_epoch(self, guards: int) -> None:
+        texts = [replace(one, guards=one.kind == "answer") for one in make_texts(answers=guards, rationales=10)]
+        whole = plan_batches(texts, batch_size=12, micro_batch_size=4, seed=0)
+        plans = plan_turns(texts, turns=3, batch_size=12, micro_batch_size=4, seed=0)
+        assert [len(plan) for plan in plans] == [len(whole)] * 3
+        used = [[one for batch in plan for one in batch.micro_batches] for plan in plans]
+        times = Counter(index for some in used for one in some for index in one.members)
+        assert times == {index: 1 if text.guards else 3 for index, text in enumerate(texts)}
+        sizes = [sum(len(one.members) for one in some if one.once) for some in used]
+        assert max(sizes) - min(sizes) <= len(whole) // 2
+        for first, *others in zip(*plans, strict=True):
+            kept = [one for one in first.micro_batches if not one.once]
+            assert all(kept == [one for one in other.micro_batches if not one.once] for other in others)
+            assert {text.kind for one in kept for text in (texts[index] for index in one.members)} <= {"rationale"}
+        members: dict[int, set[tuple[int, ...]]] = {}
+        for one in (one for some in used for one in some):
+            members.setdefault(one.number, set()).add(one.members)
+        assert all(len(some) == 1 for some in members.values())
+
     def test_tokens_count_by_the_weight_of_their_text(self) -> None:
         texts = [replace(text, weight=0.5) for text in make_texts(answers=0, rationales=3)]
         [batch] = plan_batches(texts, batch_size=4, micro_batch_size=4, seed=0)
@@ -275,7 +297,7 @@ class TestAdapter:
 class TestTraining:
     def gradients(self, training: Training) -> list[torch.Tensor]:
         training.vlm.model.train()
-        training._gradients(training.batches[0])
+        training._gradients(training.plans[0][0])
         return [parameter.grad.clone() for parameter in training.parameters.values() if parameter.grad is not None]
 
     def test_small_micro_batches_accumulate_to_the_same_gradient(
@@ -320,7 +342,7 @@ class TestTraining:
 
     def test_remembered_vision_features_change_nothing(self, vlm: Vlm, rows: list[TrainingRow], tmp_path: Path) -> None:
         training = make_training(vlm, rows, tmp_path, lora_dropout=0.0)
-        micro_batch = training.batches[0].micro_batches[0]
+        micro_batch = training.plans[0][0].micro_batches[0]
         prepared = training.inputs.prepare(micro_batch)
         first = training._forward(prepared)
         training.inputs.store(micro_batch, prepared)
@@ -336,14 +358,14 @@ class TestTraining:
         losses = []
         for megabytes in (0, 64):
             training = make_training(load_vlm(str(base), device="cpu"), rows, tmp_path, feature_cache_mb=megabytes)
-            losses.append([training.step(batch) for batch in training.batches * 2])
+            losses.append([training.step(batch) for batch in training.plans[0] * 2])
         assert losses[0] == losses[1]
 
     def test_the_model_is_itself_again_after_remembering(
         self, vlm: Vlm, rows: list[TrainingRow], tmp_path: Path
     ) -> None:
         training = make_training(vlm, rows, tmp_path)
-        prepared = training.inputs.prepare(training.batches[0].micro_batches[0])
+        prepared = training.inputs.prepare(training.plans[0][0].micro_batches[0])
         with pytest.raises(RuntimeError, match="broken"), cached_image_features(vlm, prepared):
             raise RuntimeError("broken")
         assert prepared.features is None
@@ -375,7 +397,7 @@ class TestTraining:
         assert losses[-1] is not None
         assert losses[0] is not None
         assert losses[-1] < losses[0] - 0.1
-        assert training.inputs.prepare(training.batches[0].micro_batches[0]).features is not None
+        assert training.inputs.prepare(training.plans[0][0].micro_batches[0]).features is not None
         answers = [
             evaluate(vlm, asked, SETTINGS.evaluation, parts=("answers",))["answers"]["own"]
             for asked in (examples, [replace(examples[0], images=other.images) for other in examples[::-1]])
