@@ -101,7 +101,6 @@ class TestFile:
         assert {one.rounds * one.prompts_per_round for one in found.arms.values()} == {judged}
         assert found.common.seeds == 3
 
-    @pytest.mark.parametrize("task", ["pairs", "guard"])
     def test_the_file_of_answer_only_examples(self, tmp_path: Path) -> None:
         found = read_comparison(ROOT / "bench" / "answers.yaml", ["--out", str(tmp_path / "out"), "--task", "pairs"])
         chosen = [(one.tuning.spread_guard, one.tuning.guard_per_rationale) for one in found.arms.values()]
