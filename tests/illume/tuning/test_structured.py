@@ -14,7 +14,7 @@ from illume.fields.answers import answer_json, answer_pieces, answer_start
 from illume.fields.definitions import AnswerField, AnswerFields
 from illume.model.vlm import Vlm, bare_model, encode_continuation, load_vlm
 from illume.records import Example, TrainingRow
-from illume.tuning.batches import BatchInputs, TrainingText, plan_batches, structured_texts
+from illume.tuning.batches import BatchInputs, TrainingText, plan_batches, plan_turns, structured_texts
 from illume.tuning.distributed import SingleProcess
 from illume.tuning.lora import begin_adapter
 from illume.tuning.trainer import Training
@@ -169,3 +169,16 @@ class TestLoss:
         assert [sum(len(part.members) for part in batch.micro_batches) for batch in plan] == [7, 7, 6]
         assert [batch.tokens["answer"] for batch in plan] == [7, 7, 6]
         assert sum(batch.tokens["rationale"] for batch in plan) == sum(text.n_tokens("rationale") for text in texts)
+
+    def test_of_structured_answers_the_guard_alone_is_spread_over_epochs(self, vlm: Vlm, example: Example) -> None:
+        rows = [TrainingRow(replace(example, question=f"what {n}?"), None) for n in range(6)]
+        judged = [
+            TrainingRow(example, TEXT, VALUES),
+            TrainingRow(example, TEXT, VALUES, masked=frozenset({"rationale"})),
+        ]
+        texts = structured_texts(vlm, [*rows, *judged], FIELDS, template=TEMPLATE)
+        plans = plan_turns(texts, turns=3, batch_size=4, micro_batch_size=4, seed=0)
+        learnt_in = [[n for batch in plan for one in batch.micro_batches for n in one.members] for plan in plans]
+        assert [sorted(n for n in some if n >= 6) for some in learnt_in] == [[6, 7]] * 3
+        assert all(len(some) > 2 for some in learnt_in)
+        assert sorted(n for some in learnt_in for n in some if n < 6) == list(range(6))
