@@ -127,7 +127,7 @@ def run_one(options: argparse.Namespace) -> None:
 
     torch.set_num_threads(options.threads)
     settings = TuningSettings(
-        epochs=options.epochs, device=options.device, dtype=options.dtype, threads=options.threads
+        epochs=options.epochs, spread_guard=False, device=options.device, dtype=options.dtype, threads=options.threads
     )
     vlm, texts = load(options.base, read_rows(Path(options.prompts), options.n), settings)
     with tempfile.TemporaryDirectory() as folder:

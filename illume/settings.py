@@ -128,7 +128,7 @@ class TuningSettings:
     weight_decay: float = 0.01
     max_grad_norm: Annotated[float, Positive] = 1.0
     guard_per_rationale: int = 10  # VQA-only rows for each rationale; used by who writes train.jsonl
-    spread_guard: bool = False  # each epoch learns another part of the guard, all epochs together all of it
+    spread_guard: bool = True  # each epoch learns another part of the guard, all epochs together all of it
     rationale_weight: float | None = None  # None: w = max(1, n_vqa_only / n_rationale)
     gradient_checkpointing: bool = False
     feature_cache_mb: int = 2048  # memory for inputs and frozen vision features kept between epochs
