@@ -196,12 +196,18 @@ def check_folder(out: Path) -> None:
 
 
 def stored_settings(out: Path) -> dict[str, Any] | None:
-    """The settings of the run in `out` as plain data, with defaults for newer settings; None without a run."""
+    """The settings of the run in `out` as plain data; None without a run. Newer settings are as they were before."""
     path = out / "settings.json"
-    if not path.is_file():
-        return None
-    stored = read_json(path)
-    inputs = stored.pop("inputs", None) if isinstance(stored, dict) else None
+    return _completed(read_json(path), out) if path.is_file() else None
+
+
+def _completed(stored: Any, out: Path) -> dict[str, Any]:
+    """Settings that were stored in `out`, perhaps by an earlier release, with those that there were not then."""
+    inputs = None
+    if isinstance(stored, dict):
+        inputs = stored.pop("inputs", None)
+        tuning = stored.get("tuning")
+        stored = stored | ({"tuning": {"spread_guard": False} | tuning} if isinstance(tuning, dict) else {})
     try:
         settings = read_record(SimulationSettings, stored, name="settings.json")
     except ValueError as error:
@@ -232,7 +238,9 @@ def store_settings(
     if arms is not None:
         known = read_json(out / "arms.json") if (out / "arms.json").exists() else {}
         plain = {name: _as_plain_data(one, None) for name, one in arms.items()}
-        if different := [line for name in plain if name in known for line in _differences(known[name], plain[name])]:
+        if different := [
+            line for name in plain if name in known for line in _differences(_completed(known[name], out), plain[name])
+        ]:
             raise SimulationError(f"{out} holds an arm with other settings: {'; '.join(different)}. Name another arm")
         write_json(out / "arms.json", known | plain)
     write_json(out / "settings.json", asked)

@@ -206,6 +206,16 @@ class TestWholeRun:
         assert simulate(with_all(settings), run[0], display=quiet()) == run[1]
         assert read_json(run[0] / "settings.json")["first_seed"] == 1
 
+    def test_one_that_learnt_all_answers_in_each_epoch_goes_on_like_that_only(
+        self, run: tuple[Path, dict[str, Any]], settings: SimulationSettings, tmp_path: Path
+    ) -> None:
+        shutil.copytree(run[0], tmp_path / "run")
+        stored = read_json(run[0] / "settings.json")
+        del stored["tuning"]["spread_guard"]
+        write_json(tmp_path / "run" / "settings.json", stored)
+        with pytest.raises(SimulationError, match=r"other settings: tuning.spread_guard was False, now True\. Choose"):
+            simulate(with_all(settings), tmp_path / "run", display=quiet())
+
     def test_changed_prompts_are_refused(self, run: tuple[Path, dict[str, Any]], settings: SimulationSettings) -> None:
         prompts = Path(settings.prompts[0])
         before = prompts.read_text()

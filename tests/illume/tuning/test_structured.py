@@ -138,7 +138,7 @@ class TestLoss:
                 if part is not None:
                     sums[part] += value
                     counts[part] += 1
-        settings = replace(SETTINGS, batch_size=4, micro_batch_size=4, learning_rate=1e-9)
+        settings = replace(SETTINGS, batch_size=4, micro_batch_size=4, learning_rate=1e-9, spread_guard=False)
         begin_adapter(vlm, init="from_base", parent=None, settings=settings)
         training = Training(
             vlm,

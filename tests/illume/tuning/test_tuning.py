@@ -376,7 +376,7 @@ class TestTraining:
         examples = make_examples(tmp_path / "rows", count=3, split="train")
         rows = [TrainingRow(example, None) for example in examples]
         vlm = load_vlm(str(base), device="cpu")
-        settings = {"learning_rate": 2e-2, "epochs": 40, "lora_dropout": 0.0, "lora_r": 8}
+        settings = {"learning_rate": 2e-2, "epochs": 40, "lora_dropout": 0.0, "lora_r": 8, "spread_guard": False}
         training = make_training(vlm, rows, tmp_path, **settings)
         for _ in range(40):
             training.run_epoch()
@@ -391,7 +391,7 @@ class TestTraining:
     def test_any_family_learns_from_its_images(self, family: str, tmp_path: Path) -> None:
         examples = make_examples(tmp_path / "rows", count=3, split="train")
         vlm = load_vlm(str(FAMILIES[family](tmp_path / "base")), device="cpu")
-        settings = {"learning_rate": 2e-2, "epochs": 25, "lora_dropout": 0.0, "lora_r": 8}
+        settings = {"learning_rate": 2e-2, "epochs": 25, "lora_dropout": 0.0, "lora_r": 8, "spread_guard": False}
         training = make_training(vlm, [TrainingRow(example, None) for example in examples], tmp_path, **settings)
         losses = [training.run_epoch()["answer_loss"] for _ in range(25)]
         assert losses[-1] is not None
