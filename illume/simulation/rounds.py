@@ -19,14 +19,8 @@ from illume.evaluation.critics import (
 )
 from illume.records import Rejection, stable_seed
 from illume.settings import TuningSettings
-from illume.simulation.judging import (
-    Judged,
-    judged_sets,
-    read_values,
-)
-from illume.simulation.machine import (
-    MachineRows,
-)
+from illume.simulation.judging import Judged, judged_sets, read_values
+from illume.simulation.machine import MachineRows
 from illume.simulation.settings import SimulationSettings
 from illume.simulation.simulation import Pool, Simulation
 from illume.simulation.stages import Tick, digest_of
@@ -78,11 +72,11 @@ def run_round(
     """Runs or resumes a tuning round on `accepted` and its forgetting guard, in the folder `name`.
 
     `judged` is what the critic saw so far, for the objective that also learns from what was turned down. What a
-    `machine` accepted is learnt too, with less weight.
+    `machine` accepted is learnt too, with less weight. A round that another arm has run is copied.
+
     It runs in this process, because a child process would spend as much time on imports as a small round takes.
     """
     folder = sim.folder / name
-
     settings = round_settings(sim.settings, seed, learning_rate)
 
     def write() -> str:
@@ -116,14 +110,14 @@ def run_round(
     def compute(tick: Tick) -> dict[str, Any]:
         sim.models.free_gpu_memory()
         result = run_job(folder, request=ProgressRequest(folder, tick))
-        for leftover in ("checkpoints", "evaluation"):
-            shutil.rmtree(folder / leftover, ignore_errors=True)
         kept: tuple[str, ...] = ("best_epoch", "n_rationale", "n_vqa_only", "w", "epochs", "decision")
         if settings.objective == "picks_and_rejections":
             kept = (*kept, "n_pairs", "n_unpaired")
         return {key: result[key] for key in kept}
 
     report = sim.stages.run_once(f"{name}/tuning", "tuning", compute, note=_describe, inputs=write, take=take)
+    for leftover in ("checkpoints", "evaluation"):
+        shutil.rmtree(folder / leftover, ignore_errors=True)
     # Later rounds on equal verdicts are equal too if they name the same parent.
     origin = (sim.folder / sim.stages.origin_of(f"{name}/tuning")).parent
     return Version(origin / "adapter", read_json(folder / "result.json")["evaluation"]["new"], report)
