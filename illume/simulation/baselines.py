@@ -13,7 +13,7 @@ from illume.simulation.judging import Judged, add_picks
 from illume.simulation.loop import run_loop
 from illume.simulation.rounds import Version, run_round
 from illume.simulation.scoring import score
-from illume.simulation.settings import CONTROLS, Data, SimulationSettings
+from illume.simulation.settings import CONTROLS, SUPERVISED, Data, SimulationSettings
 from illume.simulation.simulation import Pool, Simulation
 
 
@@ -142,7 +142,7 @@ def run_supervised(sim: Simulation, seed: int, kind: str, pool: Pool, base_val: 
 def run_comparison(sim: Simulation, seed: int, kind: str, base_val: Mapping[str, Any]) -> dict[str, Any] | None:
     """Runs a baseline or control of a seed; None if there is nothing to tune on or to score."""
     fields = sim.settings.answer_fields
-    if kind == "supervised-all":
+    if kind == SUPERVISED:
         pool = make_reference_pool(sim.data, None, seed=seed, fields=fields)
         return run_supervised(sim, seed, kind, pool, base_val) if pool else None
     loop = run_loop(sim, seed, base_val)

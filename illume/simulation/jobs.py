@@ -26,7 +26,14 @@ from illume.settings import machine_settings
 from illume.simulation.baselines import run_comparison
 from illume.simulation.loop import run_loop
 from illume.simulation.scoring import measure_base_entropy, score_base, score_base_on_val
-from illume.simulation.settings import WORKER_LOCK, SimulationError, SimulationSettings, load_data, read_examples
+from illume.simulation.settings import (
+    SUPERVISED,
+    WORKER_LOCK,
+    SimulationError,
+    SimulationSettings,
+    load_data,
+    read_examples,
+)
 from illume.simulation.simulation import Simulation
 from illume.simulation.stages import Display, Models, Stages
 from illume.tuning.job import JobError
@@ -61,11 +68,13 @@ def plan_tasks(settings: SimulationSettings, arms: Arms | None = None) -> dict[T
     val = Task("val")
     seeds = settings.run_seeds
     tasks: dict[Task, tuple[Task, ...]] = {val: ()}
+    if arms is not None and SUPERVISED in settings.baselines:  # the other seeds wait for its learning rate
+        tasks[Task(SUPERVISED, seeds[0])] = (val,)
     tasks |= {Task("loop", seed, arm): (val,) for seed in seeds for arm in (("",) if arms is None else arms)}
     for arm, one in {"": settings, **(arms or {})}.items():
         for kind in (*reversed(one.baselines), *one.controls):
             for seed in seeds:
-                before = [val] if kind == "supervised-all" else [Task("loop", seed, arm)]
+                before = [val] if kind == SUPERVISED else [Task("loop", seed, arm)]
                 if kind in one.baselines and seed != seeds[0]:
                     before.append(Task(kind, seeds[0], arm))  # which selects the learning rate
                 tasks[Task(kind, seed, arm)] = tuple(before)

@@ -45,7 +45,9 @@ WORKER_LOCK = ".worker-lock-"
 LEFT_OUT = "left_out.json"
 """The file of a run that lists the prompts that the model cannot read."""
 
-BASELINES = ("supervised-same", "supervised-all")
+SUPERVISED = "supervised-all"
+"""Tuning on all references, which the arms of a comparison are measured against."""
+BASELINES = ("supervised-same", SUPERVISED)
 CONTROLS = ("random", "hallucinated", "shuffled")
 CRITIC = CriticSettings()
 """The defaults of machine critics."""

@@ -22,7 +22,7 @@ import yaml
 
 from illume.options import MACHINE
 from illume.simulation.options import parser, read_settings
-from illume.simulation.settings import SimulationError, SimulationSettings
+from illume.simulation.settings import SUPERVISED, SimulationError, SimulationSettings
 
 OF_ALL = (
     *("task", "model", "prompts", "images", "heldout_scenes", "heldout_seed", "heldout_samples", "matched_entropy"),
@@ -31,9 +31,6 @@ OF_ALL = (
 """Settings that all arms share: what they are scored on, and what is scored once for all."""
 
 OF_ALL_IN_TUNING = ("evaluation", *MACHINE, "threads")
-
-SUPERVISED = "supervised-all"
-"""The baseline that all arms are measured against."""
 
 _USUAL = ("--controls", "none", "--baselines", SUPERVISED)
 _JOINED = ("--controls", "--baselines")

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Generic
 
 from illume.figure import Line, Panel, draw
-from illume.simulation.arms.file import SUPERVISED
 from illume.simulation.report import OF_ANSWERS, TITLES, cell, matched_at
-from illume.simulation.settings import CONTROLS
+from illume.simulation.settings import CONTROLS, SUPERVISED
 from illume.simulation.values import Scores, Values, average_over_seeds
 
 TRUTHS = ("truth_greedy", "truth_matched", "distinct_true")

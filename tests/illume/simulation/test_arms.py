@@ -319,7 +319,8 @@ class TestRun:
     def test_each_arm_has_its_own_tasks(self) -> None:
         arms = {"arm-a": replace(SETTINGS, baselines=(), controls=("random",)), "arm-b": replace(SETTINGS, controls=())}
         tasks = plan_tasks(replace(SETTINGS, baselines=("supervised-all",), controls=()), arms)
-        assert list(tasks)[:3] == [Task("val"), Task("loop", 1, "arm-a"), Task("loop", 1, "arm-b")]
+        loops = [Task("loop", 1, "arm-a"), Task("loop", 1, "arm-b")]
+        assert list(tasks)[:4] == [Task("val"), Task("supervised-all", 1), *loops]
         assert tasks[Task("random", 1, "arm-a")] == (Task("loop", 1, "arm-a"),)
         assert tasks[Task("supervised-all", 1)] == (Task("val"),)
         assert Task("loop", 1) not in tasks
