@@ -60,14 +60,26 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel], *, title: str) -> str:
-    """The panels side by side, as SVG on white."""
+    """The panels side by side, as SVG on white. Where all have the same lines, one legend stands below them."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(STYLE):
         drawn = Figure(figsize=(WIDTH * len(panels), HEIGHT), layout="constrained")
-        for axes, panel in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        places = drawn.subplots(1, len(panels), squeeze=False)[0]
+        for axes, panel in zip(places, panels, strict=True):
             _draw_panel(axes, panel)
+        if len(panels) > 1 and len({tuple(line.name for line in panel.lines) for panel in panels}) == 1:
+            drawn.legend(
+                handles=places[0].get_legend_handles_labels()[0],
+                loc="outside lower left",
+                ncols=len(panels),
+                frameon=False,
+                handlelength=3,
+            )
+        else:
+            for axes in places:
+                axes.legend(loc="upper left", bbox_to_anchor=(0, -0.2), frameon=False, handlelength=3)
         content = io.StringIO()
         metadata = {"Title": title, "Date": None, "Creator": None}
         drawn.savefig(content, format="svg", metadata=metadata, bbox_inches="tight", pad_inches=PADDING)
@@ -100,7 +112,6 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     if panel.percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_ylim(bottom=0.0)
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.2), frameon=False, handlelength=3)
 
 
 def figure(result: Mapping[str, Any]) -> str:
