@@ -22,10 +22,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from illume.simulation.command import inputs_of, machine_name, simulate
+from illume.simulation.loop.stages import Display
 from illume.simulation.options import n_cores
 from illume.simulation.report import TITLES
 from illume.simulation.settings import SimulationSettings, store_settings
-from illume.simulation.stages import Display
 
 NO_GUARD = {"guard_per_rationale": 0}
 CASES: dict[str, dict[str, Any]] = {

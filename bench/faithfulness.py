@@ -40,7 +40,7 @@ from illume.scenes.making import sample_prompts
 from illume.scenes.rationales import correct_rationales
 from illume.settings import SamplingSettings
 from illume.simulation.arms.file import folder_of
-from illume.simulation.stages import Models
+from illume.simulation.loop.stages import Models
 from illume.tuning.job import read_json, write_json
 
 PICTURES = ("true", "named", "other")

@@ -45,12 +45,13 @@ from pathlib import Path
 import torch
 from illume.prompts_file import load_prompts
 from illume.simulation.settings import Data, SimulationSettings
-from illume.simulation.stages import Display, Models, Stages
 try:
-    from illume.simulation.scoring import score
-    from illume.simulation.simulation import Simulation
+    from illume.simulation.loop.stages import Display, Models, Stages
+    from illume.simulation.loop.scoring import score
+    from illume.simulation.loop.simulation import Simulation
 except ImportError:  # of an earlier commit
     from illume.simulation.loop import Simulation, score
+    from illume.simulation.stages import Display, Models, Stages
 model, prompts, adapter, n, skipped, threads, matched = *sys.argv[1:4], *map(int, sys.argv[4:])
 torch.set_num_threads(threads)
 examples = load_prompts(prompts)

@@ -9,12 +9,12 @@ from typing import Any
 from illume.fields.answers import answer_json
 from illume.fields.definitions import AnswerFields
 from illume.records import Example, stable_seed
-from illume.simulation.judging import Judged, add_picks
-from illume.simulation.loop import run_loop
-from illume.simulation.rounds import Version, run_round
-from illume.simulation.scoring import score
+from illume.simulation.loop.judging import Judged, add_picks
+from illume.simulation.loop.rounds import Version, run_round
+from illume.simulation.loop.run import run_loop
+from illume.simulation.loop.scoring import score
+from illume.simulation.loop.simulation import Pool, Simulation
 from illume.simulation.settings import CONTROLS, SUPERVISED, Data, SimulationSettings
-from illume.simulation.simulation import Pool, Simulation
 
 
 def reference_texts(example: Example, fields: AnswerFields | None) -> tuple[str, ...]:

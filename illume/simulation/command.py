@@ -40,9 +40,11 @@ from illume.simulation.baselines import count_stages, run_comparison, run_seed
 from illume.simulation.field import field_report, field_table
 from illume.simulation.jobs import Arms, run_tasks, wait_for_workers
 from illume.simulation.left_out import leave_out_unreadable
+from illume.simulation.loop.scoring import score_base, score_base_on_val
+from illume.simulation.loop.simulation import Simulation
+from illume.simulation.loop.stages import Display, Models, Stages
 from illume.simulation.options import choose_job_count, parser, read_settings
 from illume.simulation.report import report, table
-from illume.simulation.scoring import score_base, score_base_on_val
 from illume.simulation.settings import (
     BASELINES,
     LEFT_OUT,
@@ -54,8 +56,6 @@ from illume.simulation.settings import (
     read_left_out,
     store_settings,
 )
-from illume.simulation.simulation import Simulation
-from illume.simulation.stages import Display, Models, Stages
 from illume.simulation.values import AnswerValues, Scores, answer_values, prompt_values
 from illume.texts import primary_language
 from illume.tuning.job import JobError, read_json, write_json

@@ -24,8 +24,10 @@ from illume.errors import UNEXPECTED_ERRORS, VlmError
 from illume.scenes.emoji import EmojiMissingError
 from illume.settings import machine_settings
 from illume.simulation.baselines import run_comparison
-from illume.simulation.loop import run_loop
-from illume.simulation.scoring import measure_base_entropy, score_base, score_base_on_val
+from illume.simulation.loop.run import run_loop
+from illume.simulation.loop.scoring import measure_base_entropy, score_base, score_base_on_val
+from illume.simulation.loop.simulation import Simulation
+from illume.simulation.loop.stages import Display, Models, Stages
 from illume.simulation.settings import (
     SUPERVISED,
     WORKER_LOCK,
@@ -34,8 +36,6 @@ from illume.simulation.settings import (
     load_data,
     read_examples,
 )
-from illume.simulation.simulation import Simulation
-from illume.simulation.stages import Display, Models, Stages
 from illume.tuning.job import JobError
 
 _LOOK_SECONDS = 0.5

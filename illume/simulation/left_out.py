@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from illume.model.encodable import list_unreadable
+from illume.simulation.loop.stages import Display, Models
 from illume.simulation.settings import LEFT_OUT, Data, SimulationError, read_left_out, without_left_out
-from illume.simulation.stages import Display, Models
 from illume.tuning.job import write_json
 
 _SHOWN = 20

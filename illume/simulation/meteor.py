@@ -8,7 +8,7 @@ from typing import Any
 from illume.evaluation.evaluation import Scores, add_meteor
 from illume.evaluation.meteor import Meteor
 from illume.records import Example
-from illume.simulation.stages import Stages
+from illume.simulation.loop.stages import Stages
 
 
 def with_meteor(

@@ -33,8 +33,8 @@ from illume.tuning.job import read_json, write_json
 from illume.validation import read_record
 
 CriticKind = Literal["truth", "rouge", "helpfulness", "verifier"]
-"""Who judges: simulated people; with `helpfulness` nobody (`illume.simulation.machine.pick_by_help`); with `verifier`
-people in the first round, and after it a machine critic that learnt from them (`pick_by_verifier` there)."""
+"""Who judges: simulated people; with `helpfulness` nobody (`illume.simulation.loop.machine.pick_by_help`); with
+`verifier` people in the first round, and after it a machine critic that learnt from them (`pick_by_verifier` there)."""
 NextPrompt = Literal["priority", "uncertain", "critic"]
 Labels = Literal["own", "permuted"]
 Activation = Literal["always", "rule"]

@@ -17,9 +17,9 @@ from illume.simulation.arms.file import Comparison, read_comparison
 from illume.simulation.arms.report import compare_figure, compare_report, compare_table, sets_until
 from illume.simulation.command import compare, main
 from illume.simulation.jobs import Task, plan_tasks
+from illume.simulation.loop.stages import Stages
 from illume.simulation.options import parser, read_settings
 from illume.simulation.settings import SimulationError, SimulationSettings
-from illume.simulation.stages import Stages
 from illume.simulation.values import COUNTED, AnswerValues, prompt_values
 from illume.tuning.job import read_json
 from tests.illume.simulation.test_simulation import SETTINGS, compute_nothing, found_stages, quiet, settings

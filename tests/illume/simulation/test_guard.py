@@ -25,8 +25,8 @@ from illume.scenes.emoji import load_sprites
 from illume.settings import CandidateSettings, CriticSettings
 from illume.simulation.baselines import make_control_pools, make_reference_pool
 from illume.simulation.command import simulate
-from illume.simulation.judging import Judged, add_picks
-from illume.simulation.machine import choose_shown
+from illume.simulation.loop.judging import Judged, add_picks
+from illume.simulation.loop.machine import choose_shown
 from illume.simulation.options import parser, read_settings
 from illume.simulation.report import report, table
 from illume.simulation.settings import (
@@ -75,7 +75,7 @@ def run(
     out = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("illume.scenes.emoji.find_emoji", lambda: emoji)
-        for module in ("simulation.stages", "tuning.round"):
+        for module in ("simulation.loop.stages", "tuning.round"):
             patched.setattr(f"illume.{module}.load_vlm", load_terse)
         return out, simulate(guard, out, display=quiet())
 
@@ -130,7 +130,7 @@ class TestMachine:
     @pytest.fixture(autouse=True)
     def _terse(self, emoji: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("illume.scenes.emoji.find_emoji", lambda: emoji)
-        for module in ("simulation.stages", "tuning.round"):
+        for module in ("simulation.loop.stages", "tuning.round"):
             monkeypatch.setattr(f"illume.{module}.load_vlm", load_terse)
 
     def test_it_orders_sets_and_chooses_what_is_shown(
@@ -142,7 +142,7 @@ class TestMachine:
             rated.extend(rows)
             return [CriticScore(float(place), 0.0) for place, _row in enumerate(rows)]
 
-        monkeypatch.setattr("illume.simulation.machine.score_rationales", give)
+        monkeypatch.setattr("illume.simulation.loop.machine.score_rationales", give)
         asked = replace(guard, rounds=2, controls=(), next_prompt="critic", show_of=5)
         result = simulate(asked, tmp_path, display=quiet())
         first, second = result["seeds"]["1"]["rounds"]
@@ -168,7 +168,7 @@ class TestMachine:
             assert all(example.answer == gold[example.id] for example, _text in rows)
             return [CriticScore(0.0, 1.0) for _row in rows]
 
-        monkeypatch.setattr("illume.simulation.machine.score_rationales", give)
+        monkeypatch.setattr("illume.simulation.loop.machine.score_rationales", give)
         simulate(asked, tmp_path, display=quiet())
         stages = tmp_path / "stages/seed-1"
         rows = [json.loads(line) for line in (stages / "round-1/train.jsonl").read_text().splitlines()]
@@ -179,7 +179,7 @@ class TestMachine:
 
     def test_invalid_answers_come_last_and_are_not_rated(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
-            "illume.simulation.machine.score_rationales",
+            "illume.simulation.loop.machine.score_rationales",
             lambda _vlm, _critic, rows: [CriticScore(-float(place), 0.0) for place, _row in enumerate(rows)],
         )
         vlm: Any = None

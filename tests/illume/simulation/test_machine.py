@@ -18,9 +18,9 @@ from illume.critics.scoring import CriticScore
 from illume.evaluation.metrics import Interval
 from illume.records import Example, Rationale, Verdict
 from illume.settings import CandidateSettings, CriticSettings
-from illume.simulation import judging, loop, machine
 from illume.simulation.command import simulate
-from illume.simulation.machine import (
+from illume.simulation.loop import judging, machine, run
+from illume.simulation.loop.machine import (
     Machine,
     MachineRows,
     Shown,
@@ -171,7 +171,7 @@ def accepting(
     )
     out = tmp_path_factory.mktemp("accepting")
     with pytest.MonkeyPatch.context() as patched:
-        for module in (judging, loop):
+        for module in (judging, run):
             patched.setattr(module, "make_critic", lambda _: pick_first)
         patched.setattr(
             machine, "choose_threshold", lambda *_, **__: Threshold(-99.0, None, Interval(1.0, 1.0, 1.0, 9))

@@ -31,15 +31,18 @@ from illume.records import Example, Rationale, Verdict
 from illume.root import STARTER
 from illume.scenes.emoji import load_sprites
 from illume.settings import CandidateSettings, EvaluationSettings, TuningSettings
-from illume.simulation import judging, options
+from illume.simulation import options
 from illume.simulation.baselines import make_control_pools, make_reference_pool
 from illume.simulation.command import main, simulate
 from illume.simulation.field import field_report, field_table
 from illume.simulation.jobs import Task, plan_tasks
-from illume.simulation.judging import Judged, add_picks, order_waiting_prompts, prompts_per_round
+from illume.simulation.loop import judging
+from illume.simulation.loop.judging import Judged, add_picks, order_waiting_prompts, prompts_per_round
+from illume.simulation.loop.scoring import shuffle_images
+from illume.simulation.loop.simulation import Simulation
+from illume.simulation.loop.stages import Display, Models, Stages
 from illume.simulation.options import choose_job_count, parser, read_settings
 from illume.simulation.report import report, table
-from illume.simulation.scoring import shuffle_images
 from illume.simulation.settings import (
     BASELINES,
     CONTROLS,
@@ -51,8 +54,6 @@ from illume.simulation.settings import (
     read_prompts,
     store_settings,
 )
-from illume.simulation.simulation import Simulation
-from illume.simulation.stages import Display, Models, Stages
 from illume.simulation.values import prompt_values
 from illume.tuning.job import read_json, write_json
 from tests.illume.families import make_llava
@@ -116,9 +117,9 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> SimulationSettings:
 
 def compute_nothing(patch: pytest.MonkeyPatch) -> None:
     """Nothing is sampled, tuned, fitted or scored any more."""
-    work = ("judging.sample_rationales", "rounds.run_job", "loop.fit_machine", "judging.fit_machine")
+    work = ("judging.sample_rationales", "rounds.run_job", "run.fit_machine", "judging.fit_machine")
     for place in (*work, "scoring.evaluate", "scoring.evaluate_structured"):
-        patch.setattr(f"illume.simulation.{place}", None)
+        patch.setattr(f"illume.simulation.loop.{place}", None)
 
 
 def rationale(example_id: str, text: str) -> Rationale:
@@ -363,7 +364,7 @@ def start(settings: SimulationSettings, out: Path, *, jobs: int = 1) -> subproce
     """A simulation in a process of its own."""
     code = (
         "import sys, pickle; from pathlib import Path; from illume.simulation.command import simulate;"
-        "from illume.simulation.stages import Display;"
+        "from illume.simulation.loop.stages import Display;"
         "settings = pickle.loads(bytes.fromhex(sys.argv[1])); display = Display(lambda _: None, live=False);"
         "simulate(settings, Path(sys.argv[2]), display=display, jobs=int(sys.argv[3]))"
     )

@@ -16,8 +16,8 @@ from illume.records import Rationale, stable_seed
 from illume.sampling.file import read_rationales, sample_to_file
 from illume.settings import SamplingSettings
 from illume.simulation.command import simulate
+from illume.simulation.loop.stages import Display
 from illume.simulation.settings import SimulationSettings
-from illume.simulation.stages import Display
 from illume.tuning.command import main as tune
 from illume.tuning.job import read_json
 from tests.illume.killing import run, steps_of

@@ -15,9 +15,9 @@ from illume.evaluation.structured import evaluate_structured
 from illume.model.vision_cache import EncodedPromptCache
 from illume.records import Example, stable_seed
 from illume.settings import EvaluationSettings
+from illume.simulation.loop.simulation import Simulation
+from illume.simulation.loop.stages import Tick, digest_of
 from illume.simulation.meteor import with_meteor
-from illume.simulation.simulation import Simulation
-from illume.simulation.stages import Tick, digest_of
 
 HELDOUT_PARTS: tuple[Part, ...] = ("answers", "gold", "own")
 VAL_PARTS: tuple[Part, ...] = ("answers", "gold", "own", "heldout")

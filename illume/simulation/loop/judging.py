@@ -28,10 +28,10 @@ from illume.fields.definitions import AnswerFields
 from illume.records import Example, Rationale, Verdict, stable_seed
 from illume.sampling.generation import sample_rationales
 from illume.settings import SamplingSettings
-from illume.simulation.machine import CHOICE, Selection, Shown, fit_machine, pick_by_help, pick_by_verifier
+from illume.simulation.loop.machine import CHOICE, Selection, Shown, fit_machine, pick_by_help, pick_by_verifier
+from illume.simulation.loop.simulation import Pool, Simulation
+from illume.simulation.loop.stages import Tick
 from illume.simulation.settings import Data, SimulationError, SimulationSettings
-from illume.simulation.simulation import Pool, Simulation
-from illume.simulation.stages import Tick
 
 Order = Callable[[Sequence[Example], Sequence[Sequence[Rationale]]], Sequence[int]]
 """The order in which candidate sets are judged, as their places."""

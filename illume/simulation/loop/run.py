@@ -16,7 +16,7 @@ from illume.critics.structured import judged_answers
 from illume.fields.answers import Values
 from illume.model.vlm import Vlm
 from illume.records import Example, Rationale
-from illume.simulation.judging import (
+from illume.simulation.loop.judging import (
     Judged,
     Order,
     Show,
@@ -29,7 +29,7 @@ from illume.simulation.judging import (
     read_values,
     sample_sets,
 )
-from illume.simulation.machine import (
+from illume.simulation.loop.machine import (
     MachineRows,
     Selection,
     Shown,
@@ -39,10 +39,10 @@ from illume.simulation.machine import (
     order_by_critic,
     order_by_doubt,
 )
-from illume.simulation.rounds import Version, run_round
-from illume.simulation.scoring import score
-from illume.simulation.simulation import Pool, Simulation
-from illume.simulation.stages import Tick
+from illume.simulation.loop.rounds import Version, run_round
+from illume.simulation.loop.scoring import score
+from illume.simulation.loop.simulation import Pool, Simulation
+from illume.simulation.loop.stages import Tick
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,11 @@ from illume.evaluation.critics import (
 )
 from illume.records import Rejection, stable_seed
 from illume.settings import TuningSettings
-from illume.simulation.judging import Judged, judged_sets, read_values
-from illume.simulation.machine import MachineRows
+from illume.simulation.loop.judging import Judged, judged_sets, read_values
+from illume.simulation.loop.machine import MachineRows
+from illume.simulation.loop.simulation import Pool, Simulation
+from illume.simulation.loop.stages import Tick, digest_of
 from illume.simulation.settings import SimulationSettings
-from illume.simulation.simulation import Pool, Simulation
-from illume.simulation.stages import Tick, digest_of
 from illume.tuning.job import INPUTS, TuningJob, read_json, write_job
 from illume.tuning.launcher import read_progress, run_job
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from illume.evaluation.meteor import Meteor
 from illume.evaluation.tasks import task_of
 from illume.model.vision_cache import EncodedPromptCache
+from illume.simulation.loop.stages import Models, Stages
 from illume.simulation.settings import Data, SimulationSettings
-from illume.simulation.stages import Models, Stages
 
 Pool = dict[str, tuple[str, ...]]
 """What was accepted of each prompt: rationales, or structured answers as JSON."""
