@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
 import shutil
@@ -56,6 +57,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order |= {item.path: len(order) + 1 for item in items if item.path.is_relative_to(tests / "e2e")}
     order[tests / "e2e" / "test_loop.py"] = len(LONGEST)  # the longest of them first
     items.sort(key=lambda item: order.get(item.path, len(LONGEST) - 0.5))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what the test files have imported: with torch, a full collection takes a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

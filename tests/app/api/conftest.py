@@ -13,7 +13,6 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from app.http.dependencies import get_session
-from app.main import create_app
 from app.models import (
     AssignmentState,
     Candidate,
@@ -47,13 +46,6 @@ from tests import factories
 from tests.app.services.feedback import judge
 from tests.engines import make_engine
 from tests.judging import SessionPool
-
-
-@pytest.fixture(scope="session")
-def shared_app(database_url: str) -> FastAPI:
-    """One application for all tests, because creating one takes a moment."""
-    assert database_url
-    return create_app()
 
 
 @pytest.fixture

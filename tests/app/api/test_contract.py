@@ -27,10 +27,10 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from app.api.schemas import PromptChange
-from app.main import create_app
 from app.models import Project, Verdict
 from app.services.prompts.prompts import CHANGEABLE
 from tests import factories
+from tests.app.api.description import DESCRIPTION
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 SOME = (  # one or two of each kind of call, for every test run
@@ -49,7 +49,6 @@ SOME = (  # one or two of each kind of call, for every test run
     ("POST", "/api/v1/webhooks"),
     ("GET", "/api/v1/imports/{import_id}"),
 )
-DESCRIPTION = create_app().openapi()
 # Calls that succeed only with the objects in `known`, with their bodies.
 GOOD: tuple[tuple[str, str, dict[str, Any] | None], ...] = (
     ("GET", "/api/v1/projects/{slug}/gold", None),

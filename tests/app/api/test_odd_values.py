@@ -36,7 +36,7 @@ from app.models import Project, User
 from app.services.accounts import sessions
 from app.services.kernel.paging import encode_cursor
 from tests import factories
-from tests.app.api.test_contract import DESCRIPTION
+from tests.app.api.description import DESCRIPTION
 
 DEEP = base64.urlsafe_b64encode(b"[" * 30_000).decode()
 ODD_TEXTS = (

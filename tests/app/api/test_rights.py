@@ -62,10 +62,10 @@ from app.services.rounds import rounds, snapshots
 from app.settings import ROOT
 from tests import factories
 from tests.app.api.conftest import As, make_comparison, personal_items
+from tests.app.api.description import DESCRIPTION
 from tests.app.services.feedback import judge
 from tests.conftest import CommittedDatabase
 
-DESCRIPTION = create_app().openapi()
 CALLS = [
     (method.upper(), path, call) for path, methods in DESCRIPTION["paths"].items() for method, call in methods.items()
 ]

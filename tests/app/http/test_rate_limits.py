@@ -17,7 +17,7 @@ from app.http.rate_limits import UsageCounter, per_minute
 from app.models import Project, Role, Scope
 from app.settings import get_settings
 from tests import factories
-from tests.app.api.conftest import As, app, as_user, client, project, shared_app  # noqa: F401 - fixtures
+from tests.app.api.conftest import As, app, as_user, client, project  # noqa: F401 - fixtures
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from httpx2 import Response
 from sqlalchemy.orm import Session
 
 from app.http.dependencies import get_session
-from app.main import create_app
 from app.models import User
 from tests import factories
 from tests.judging import SessionPool
@@ -50,18 +49,18 @@ class Browser:
 
 
 @pytest.fixture
-def app(session: Session, redis_url: str) -> FastAPI:
+def app(shared_app: FastAPI, session: Session, redis_url: str) -> Iterator[FastAPI]:
     """The application. Every request uses the test's own database session."""
-    app = create_app()
 
     def test_session() -> Iterator[Session]:
         yield session
         session.commit()
 
-    app.dependency_overrides[get_session] = test_session
-    app.state.sessions = contextlib.contextmanager(test_session)
-    app.state.judging = SessionPool(session)
-    return app
+    shared_app.dependency_overrides[get_session] = test_session
+    shared_app.state.sessions = contextlib.contextmanager(test_session)
+    shared_app.state.judging = SessionPool(session)
+    yield shared_app
+    shared_app.dependency_overrides.clear()
 
 
 @pytest.fixture
