@@ -27,7 +27,7 @@ help:
 	@echo "make test-slow   run the slow tests"
 	@echo "make chaos   kill everything at random moments, and check that nothing is lost; CHAOS='--seeds 4 5' passes options"
 	@echo "make check   lint, types, imports, migrations"
-	@echo "make coverage   run the tests, and say which lines of app, illume and worker they reach; takes twice as long"
+	@echo "make coverage   run the tests, and say which statements of app, illume and worker they reach"
 	@echo "make dist    build the wheel and the source distribution in dist/"
 	@echo "make audit   ask the advisory database about each pinned package; needs the network"
 	@echo "make docs    build the guide, which the server shows under /help"
