@@ -37,6 +37,7 @@ from app.services.rounds.rounds import RoundPreview
 from app.settings import ROOT, Settings, get_settings
 from app.web.words import round_words
 from illume.end_with_parent import signal_on_parent_end
+from illume.root import STARTER
 from tests import factories as make
 from tests.app.services.feedback import judge
 from tests.conftest import CommittedDatabase
@@ -709,6 +710,26 @@ class TestDoctor:
         assert found.detail == f"{path}: num_processes is 4, and this machine has only 2 graphics cards"
         said["cards"] = 4
         assert doctor.check_machine(Settings(accelerate_config=str(path))).ok
+
+    def test_a_database_that_is_away_is_named_and_what_hangs_on_it_waits(self) -> None:
+        away = Settings(database_url=f"postgresql://illume@127.0.0.1:{free_port()}/illume")
+        found = doctor.check_database(away)
+        assert (found.ok, "refused" in found.detail, "ILLUME_DATABASE_URL" in found.remedy) == (False, True, True)
+        waiting = [doctor.check_migrations(away), doctor.check_pictures(away), doctor.check_connections(away, 1)]
+        assert not any(one.ok for one in waiting)
+        assert all(one.detail.startswith("unknown until the database") for one in waiting)
+        assert {one.remedy for one in waiting} == {"Fix the database first."}
+
+    def test_it_estimates_what_a_model_takes(self) -> None:
+        counted, *devices = doctor.estimate_memory(str(STARTER / "model"))
+        assert (counted.ok, "million parameters" in counted.detail) == (True, True)
+        assert devices
+        assert all("for a training round" in one.detail for one in devices)
+
+    @pytest.mark.slow
+    def test_it_estimates_nothing_for_a_model_that_is_not_there(self) -> None:
+        (found,) = doctor.estimate_memory("/nowhere/model")
+        assert (found.ok, found.remedy.startswith("Name a folder")) == (False, True)
 
     def test_a_store_that_is_away_is_named_with_the_reason(self, tmp_path: Path) -> None:
         found = doctor.check_store(Settings(store_url=f"ftp://me:secret@127.0.0.1:{free_port()}/store"))
