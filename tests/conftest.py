@@ -275,7 +275,7 @@ class Databases:
         return int(str(size))
 
     def _url(self, name: str) -> str:
-        return self._embedded.database_url.replace("/illume?", f"/{name}?")
+        return url_beside(self._embedded.database_url, name)
 
 
 @pytest.fixture(scope="session")
@@ -288,13 +288,18 @@ def copy_database(embedded: Embedded, name: str, template: str) -> str:
     """Make the database `name`, a copy of `template`, to which nobody may be connected. Returns its URL."""
     with maintenance(embedded.database_url) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
-    return embedded.database_url.replace("/illume?", f"/{name}?")
+    return url_beside(embedded.database_url, name)
+
+
+def url_beside(url: str, name: str) -> str:
+    """The URL of the database `name` on the server of `url`, which is that of the database `illume`."""
+    return url.replace("/illume?", f"/{name}?")
 
 
 @contextlib.contextmanager
 def maintenance(url: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
     """A connection beside all databases under test, for making and dropping them."""
-    with psycopg.connect(url.replace("/illume?", "/postgres?"), autocommit=True) as connection:
+    with psycopg.connect(url_beside(url, "postgres"), autocommit=True) as connection:
         yield connection
 
 
